@@ -268,8 +268,12 @@ class PostgresServer(_Server):
         return True
 
     def _copy_install(self, bin_folder: Path) -> Path:
-        shutil.copytree(bin_folder.parent, self.folder / "install", symlinks=True)
-        return self.folder / "install" / bin_folder.name
+        install, package = bin_folder.parent, bin_folder.parents[1]
+        copy = self.folder / package.name / install.name
+        shutil.copytree(install, copy, symlinks=True)
+        libraries = package.with_name(f"{package.name}.libs")  # the binaries look for it two folders up
+        shutil.copytree(libraries, self.folder / libraries.name, symlinks=True)
+        return copy / bin_folder.name
 
 
 class RedisServer(_Server):
