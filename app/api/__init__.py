@@ -1,0 +1,1 @@
+"""HTTP and nothing else: parse, authorise, call the core, shape the reply."""

@@ -1,0 +1,53 @@
+"""What a route may ask for by annotating an argument."""
+
+import asyncio
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from fastapi.security import OAuth2PasswordBearer
+
+from app.core.run import Caller
+from app.errors import NotAllowed, NotAuthenticated, Unavailable
+from app.runtime import AgentRoom, Runtime
+
+_bearer = OAuth2PasswordBearer("/api/v1/auth/token", auto_error=False)
+
+
+def _runtime(request: Request) -> Runtime:
+    return cast("Runtime", request.app.state.runtime)
+
+
+RuntimeDep = Annotated[Runtime, Depends(_runtime)]
+
+
+async def _caller(runtime: RuntimeDep, credential: Annotated[str | None, Depends(_bearer)]) -> Caller:
+    if not credential:
+        raise NotAuthenticated("send Authorization: Bearer with a token or an API key")
+    return await runtime.callers.recognise(credential)
+
+
+CurrentCaller = Annotated[Caller, Depends(_caller)]
+"""Whoever sent a valid credential; a route with this argument answers nobody else."""
+
+
+def _admin(caller: CurrentCaller) -> Caller:
+    if not caller.is_admin:
+        raise NotAllowed("only an administrator may do this")
+    return caller
+
+
+Admin = Annotated[Caller, Depends(_admin)]
+
+
+async def _agent_room(runtime: RuntimeDep) -> AgentRoom:
+    # A prompt that comes while the agents are still being loaded waits for them.
+    try:
+        async with asyncio.timeout(30):
+            return await asyncio.shield(runtime.agent_room)
+    except TimeoutError as error:
+        raise Unavailable("the agents are still being loaded", retry_after_s=5) from error
+    except Exception as error:
+        raise Unavailable("the agents could not be loaded; the server's log says why", retry_after_s=60) from error
+
+
+AgentRoomDep = Annotated[AgentRoom, Depends(_agent_room)]

@@ -1,0 +1,133 @@
+"""The outermost room: every request enters and leaves here. Pure ASGI, one class, nothing of one request kept."""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import internal_error, problem
+from app.api.visit import Visit, open_visit
+from app.errors import InvalidRequest, MnemosineError, PayloadTooLarge, UnsupportedMedia
+from app.logs import request_id
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_log = logging.getLogger(__name__)
+_access = logging.getLogger("app.access")
+
+_Headers = list[tuple[bytes, bytes]]
+
+SECURITY_HEADERS: _Headers = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"permissions-policy", b""),
+]
+_API_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'")
+_NO_STORE = (b"cache-control", b"no-store")
+
+
+class FrontDoor:
+    """The whole application as uvicorn sees it: `api` with a request id, a clock, bounds and a last resort.
+
+    Refuses bodies over `max_body_bytes` while they arrive, compressed bodies, and bodies that take longer than
+    `body_timeout_s` to arrive. What nobody caught becomes a 500 in the one shape.
+    """
+
+    def __init__(self, api: "FastAPI", *, max_body_bytes: int, body_timeout_s: float = 30.0) -> None:
+        self.api = api
+        self._inner: ASGIApp = api
+        self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection event, as ASGI asks."""
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        visit = open_visit(scope, headers.get(b"x-request-id"))
+        token = request_id.set(visit.request_id)
+        reply = _Reply(visit, send)
+        try:
+            body = _Body(receive, headers, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
+            await self._inner(scope, body.receive, reply.send)
+        except MnemosineError as error:
+            await reply.last_resort(problem(scope, error), scope, receive)
+        except Exception:
+            if not reply.status:
+                _log.exception("%s %s failed outside of every handler", scope["method"], scope["path"])
+            # Where a response was sent, the handler that sent it has logged the error too.
+            await reply.last_resort(problem(scope, internal_error()), scope, receive)
+        finally:
+            request_id.reset(token)
+            if _access.isEnabledFor(logging.INFO):
+                _access.info("%s %s %s %.1f ms", scope["method"], scope["path"], reply.status or "-", visit.elapsed_ms)
+
+
+class _Reply:
+    """The way out: adds the headers that every response carries, and knows whether one has begun."""
+
+    def __init__(self, visit: Visit, send: Send) -> None:
+        self.status = 0
+        self._visit = visit
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers: _Headers = list(message.get("headers", ()))
+            names = {name for name, _ in headers}
+            headers += SECURITY_HEADERS
+            if b"cache-control" not in names:
+                headers.append(_NO_STORE)
+            if b"content-security-policy" not in names:
+                headers.append(_API_POLICY)
+            headers.append((b"x-request-id", self._visit.request_id.encode("ascii")))
+            headers.append((b"server-timing", self._visit.server_timing().encode("ascii")))
+            message["headers"] = headers
+        await self._send(message)
+
+    async def last_resort(self, response: Response, scope: Scope, receive: Receive) -> None:
+        """Send `response` unless one has begun; then the connection is cut, which the client can tell."""
+        if not self.status:
+            await response(scope, receive, self.send)
+
+
+class _Body:
+    """The way in: the body counted while it arrives, and given a time to arrive in."""
+
+    def __init__(self, receive: Receive, headers: dict[bytes, bytes], *, max_bytes: int, timeout_s: float) -> None:
+        encoding = headers.get(b"content-encoding", b"identity")
+        if encoding != b"identity":
+            raise UnsupportedMedia("compressed requests are not accepted; send the body as it is")
+        length = headers.get(b"content-length")
+        if length is not None and (not length.isdigit() or int(length) > max_bytes):
+            raise PayloadTooLarge(f"the body may have at most {max_bytes} bytes")
+        self._receive = receive
+        self._left = max_bytes
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._complete = length == b"0" or (length is None and b"transfer-encoding" not in headers)
+        self._deadline: float | None = None
+
+    async def receive(self) -> Message:
+        if self._complete:
+            return await self._receive()
+        loop = asyncio.get_running_loop()
+        if self._deadline is None:
+            self._deadline = loop.time() + self._timeout_s
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise InvalidRequest(f"the body did not arrive within {self._timeout_s:g} s") from error
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            raise PayloadTooLarge(f"the body may have at most {self._max_bytes} bytes")
+        self._complete = not message.get("more_body", False)
+        return message

@@ -1,0 +1,71 @@
+"""A route that reads JSON strictly: what FastAPI alone answers with a 500, or lets pass, is a clear 4xx here."""
+
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+
+from fastapi import params
+from fastapi.routing import APIRoute
+from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic_core import from_json
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.errors import InvalidRequest, UnsupportedMedia
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class JsonRoute(APIRoute):
+    """Refuses bodies that are not JSON by their type (415) or by their content (400), before any field is read.
+
+    NaN, Infinity, lone surrogates, broken UTF-8, and nesting deeper than 200 are not JSON here; FastAPI alone
+    answers 500 to several of these. The body is parsed once.
+    """
+
+    def get_route_handler(self) -> Handler:
+        """FastAPI's handler behind the strict reader, where the route takes a JSON body at all."""
+        handle = super().get_route_handler()
+        field = self.body_field
+        if field is None or isinstance(field.field_info, params.Form):
+            return handle
+
+        async def handle_json(request: Request) -> Response:
+            return await handle(await _StrictRequest.read(request))
+
+        return handle_json
+
+
+class _StrictRequest(Request):
+    _parsed: Any
+
+    @classmethod
+    async def read(cls, request: Request) -> "_StrictRequest":
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json" and not media_type.endswith("+json"):
+            raise UnsupportedMedia("send the body as Content-Type: application/json")
+        strict = cls(request.scope, request.receive)
+        body = await strict.body()
+        try:
+            strict._parsed = from_json(body, allow_inf_nan=False)
+        except ValueError as error:
+            raise InvalidRequest(f"the body is not valid JSON: {error}") from error
+        return strict
+
+    async def json(self) -> Any:
+        return self._parsed
+
+
+def _storable(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must not contain the NUL character")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+"""Text that every store can keep: PostgreSQL refuses NUL."""
+
+
+class Body(BaseModel):
+    """The base of every request model: unknown fields are refused, and so are numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)

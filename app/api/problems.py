@@ -1,0 +1,140 @@
+"""Every failure in one shape: RFC 9457 problems, and OpenAI's error object under `/v1`."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.visit import visit_of
+from app.errors import FieldFault, InvalidFields, MnemosineError, NotAuthenticated, NotFound, UnsupportedMedia
+
+_log = logging.getLogger(__name__)
+
+TYPE_BASE = "https://mnemosine.dev/errors/"
+"""Where a problem's `type` points; the pages are `docs/reference/errors.md` of this repository."""
+
+_OPENAI_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+class _HttpError(MnemosineError):
+    """What the routing itself refuses (404, 405, …), in our shape."""
+
+    def __init__(self, status: int, detail: str, title: str, code: str) -> None:
+        super().__init__(detail)
+        self.status = status  # pyright: ignore[reportAttributeAccessIssue] - a class constant elsewhere
+        self.title = title  # pyright: ignore[reportAttributeAccessIssue]
+        self.code = code  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Make every failure of `app` leave in the one shape."""
+
+    async def on_our_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, MnemosineError)
+        return problem(request.scope, error)
+
+    async def on_invalid_fields(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return problem(request.scope, _named_fields(error.errors()))
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return problem(request.scope, _from_http(error), headers=error.headers)
+
+    async def on_anything(request: Request, error: Exception) -> Response:
+        _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return problem(request.scope, internal_error())
+
+    app.add_exception_handler(MnemosineError, on_our_error)
+    app.add_exception_handler(RequestValidationError, on_invalid_fields)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_anything)
+
+
+def internal_error() -> MnemosineError:
+    """The answer to what nobody expected; the request id leads to the log, nothing else leaves."""
+    return MnemosineError("something went wrong here; the request id finds it in the server's log")
+
+
+def problem(scope: Mapping[str, Any], error: MnemosineError, *, headers: Mapping[str, str] | None = None) -> Response:
+    """`error` as a response for the request of `scope`, with the headers that help the caller."""
+    request_id = visit_of(scope).request_id
+    sent = dict(headers or {})
+    if error.retry_after_s is not None:
+        sent["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
+    if error.retry_useful is False:
+        sent["x-should-retry"] = "false"
+    if isinstance(error, NotAuthenticated):
+        sent["WWW-Authenticate"] = "Bearer"
+    if str(scope.get("path", "")).startswith("/v1/"):
+        body, media_type = _openai_shape(error), "application/json"
+    else:
+        body, media_type = _problem_shape(error, request_id), "application/problem+json"
+    return Response(to_json(body), error.status, headers=sent, media_type=media_type)
+
+
+def _problem_shape(error: MnemosineError, request_id: str) -> dict[str, object]:
+    body: dict[str, object] = {
+        "type": TYPE_BASE + error.code,
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "request_id": request_id,
+    }
+    if error.errors:
+        body["errors"] = [{"field": fault.field, "message": fault.message} for fault in error.errors]
+    return body
+
+
+def _openai_shape(error: MnemosineError) -> dict[str, object]:
+    message = error.detail
+    if error.errors:
+        message = "; ".join(f"{fault.field}: {fault.message}" for fault in error.errors)
+    return {
+        "error": {
+            "message": message,
+            "type": _OPENAI_TYPES.get(error.status, "server_error"),
+            "param": error.errors[0].field if error.errors else None,
+            "code": error.code.replace("-", "_"),
+        }
+    }
+
+
+def _named_fields(errors: Sequence[Any]) -> InvalidFields:
+    """Name each field at fault; what the client sent is not echoed."""
+    faults = [
+        FieldFault(".".join(str(step) for step in fault["loc"][1:]) or str(fault["loc"][0]), str(fault["msg"]))
+        for fault in errors
+    ]
+    return InvalidFields("some fields are missing, unknown or out of bounds", errors=faults[:50])
+
+
+def _from_http(error: HTTPException) -> MnemosineError:
+    match error.status_code:
+        case 404:
+            return NotFound("there is no such path")
+        case 405:
+            return _HttpError(405, "this path does not take this method", "Method not allowed", "method-not-allowed")
+        case 415:
+            return UnsupportedMedia("send application/json")
+        case 401:
+            return NotAuthenticated("send Authorization: Bearer with a token or an API key")
+        case status:
+            return _HttpError(status, str(error.detail), "Refused", "refused")

@@ -1,0 +1,1 @@
+"""Version 1 of Mnemosine's own routes; request and reply models stand beside them."""

@@ -1,0 +1,43 @@
+"""A visit: what is known about one HTTP request from its first byte to its last."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+from uuid import uuid4
+
+_SCOPE_KEY = "mnemosine.visit"
+_SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
+
+
+@dataclass(slots=True)
+class Visit:
+    """Request id and clock. Rooms add the stages they measured; the front door writes them out."""
+
+    request_id: str
+    started: float = field(default_factory=perf_counter)
+    stages_ms: dict[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request came in."""
+        return (perf_counter() - self.started) * 1000
+
+    def server_timing(self) -> str:
+        """The value of the `Server-Timing` header: each measured stage, then the total."""
+        stages = [f"{name};dur={ms:.2f}" for name, ms in self.stages_ms.items()]
+        return ", ".join([*stages, f"total;dur={self.elapsed_ms:.2f}"])
+
+
+def open_visit(scope: dict[str, Any], client_id: bytes | None) -> Visit:
+    """Begin the visit of `scope`. The client's own request id is kept where it is sane, else a new one is made."""
+    sane = client_id is not None and _SANE_ID.fullmatch(client_id)
+    visit = Visit(client_id.decode("ascii") if sane and client_id else uuid4().hex)
+    scope[_SCOPE_KEY] = visit
+    return visit
+
+
+def visit_of(scope: Mapping[str, Any]) -> Visit:
+    """The visit that the front door opened for this request."""
+    return scope[_SCOPE_KEY]

@@ -1,0 +1,1 @@
+"""What Mnemosine does, without HTTP."""

@@ -1,0 +1,122 @@
+"""Live models, made from names such as `openai-chat:gpt-5-mini`, and their failures in our words."""
+
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+from pydantic_ai import exceptions
+from pydantic_ai.models import Model, create_async_httpx2_client, infer_model
+from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
+
+from app.core import offline_model
+from app.errors import BadConfiguration, LimitExceeded, MnemosineError, ProviderBusy, ProviderFailed, ProviderTimeout
+
+
+class Models:
+    """Every model that this process talks to, made once and kept; all of them share one HTTP client.
+
+    A model made afresh costs 25-45 ms, nearly all of it the TLS context of its own client (measured before the
+    first line was written). One client keeps one TLS context and pools connections per host.
+    Belongs to the event loop that first uses it; close it there.
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[str, Model[Any]] = {}
+        self._client: httpx2.AsyncClient | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def get(self, name: str) -> Model[Any]:
+        """The model of this name. Raises `BadConfiguration` where it is unknown, or its key or package is missing."""
+        model = self._models.get(name)
+        if model is None:
+            model = self._models[name] = self._make(name)
+        return model
+
+    async def aclose(self) -> None:
+        """Forget the models and close their connections."""
+        self._models.clear()
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    def _make(self, name: str) -> Model[Any]:
+        if name == offline_model.NAME:
+            return offline_model.OfflineModel()
+        try:
+            return infer_model(name, self._provider)
+        except (exceptions.UserError, ValueError) as error:
+            raise BadConfiguration(
+                f"model {name!r} cannot be used: {_first_line(error)} (valid: openai-chat:gpt-5-mini, offline)"
+            ) from error
+        except ImportError as error:
+            provider = name.partition(":")[0]
+            raise BadConfiguration(
+                f"model {name!r} needs a package that is not installed: "
+                f"pip install 'mnemosine[{provider.removesuffix('-vertex')}]'"
+            ) from error
+
+    def _provider(self, name: str) -> Provider[Any]:
+        if name.startswith("gateway/"):
+            return infer_provider(name)
+        make: Any = infer_provider_class(name)
+        if self._client is None:
+            self._client = create_async_httpx2_client()
+        try:
+            return make(http_client=self._client)
+        except TypeError:
+            # A few providers (Bedrock) bring a client that is not HTTPX; they keep their own.
+            return make()
+
+
+def provider_of(model: Model[Any]) -> str:
+    """The provider's name as errors, metrics and records show it: `openai`, `anthropic`, `mnemosine`."""
+    return model.system
+
+
+def provider_error(error: Exception, *, provider: str) -> MnemosineError | None:
+    """What a failed run means to the caller, or `None` where the failure is not the provider's.
+
+    The upstream body and headers stay behind: providers repeat keys and prompts in them.
+    """
+    match error:
+        case MnemosineError():
+            return error
+        case exceptions.ModelRateLimitError():
+            return ProviderBusy(
+                f"the model provider {provider} is rate-limiting this server", retry_after_s=error.retry_after or 1.0
+            )
+        case exceptions.ModelTimeoutError() | exceptions.ModelRequestTimeout() | TimeoutError():
+            return ProviderTimeout(f"the model provider {provider} did not answer in time")
+        case exceptions.ModelAuthenticationError():
+            return ProviderFailed(
+                f"the model provider {provider} refused this server's credentials", retry_useful=False
+            )
+        case exceptions.ModelNotFoundError():
+            return ProviderFailed(f"the model provider {provider} does not know this model", retry_useful=False)
+        case exceptions.ModelContextWindowExceededError():
+            return ProviderFailed(f"the prompt is too long for this model of {provider}", retry_useful=False)
+        case exceptions.ModelQuotaExceededError():
+            return ProviderFailed(f"the model provider {provider} says that the quota is used up", retry_useful=False)
+        case exceptions.ModelRequestRejectedError():
+            return ProviderFailed(f"the model provider {provider} rejected the request", retry_useful=False)
+        case exceptions.ModelConnectionError():
+            return ProviderFailed(f"the model provider {provider} could not be reached, or broke off")
+        case exceptions.ModelHTTPError():
+            return ProviderFailed(f"the model provider {provider} answered with status {error.status_code}")
+        case exceptions.ModelAPIError() | exceptions.UnexpectedModelBehavior():
+            return ProviderFailed(f"the model provider {provider} answered with something that is not an answer")
+        case exceptions.UsageLimitExceeded():
+            return LimitExceeded("the run needed more requests or tokens than one run may use", retry_useful=False)
+        case _:
+            return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

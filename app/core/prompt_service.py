@@ -1,0 +1,116 @@
+"""The story of a prompt, top to bottom: agent, model, record, answer."""
+
+import asyncio
+from collections.abc import Iterable
+from time import perf_counter
+
+from pydantic_ai import ModelSettings
+from pydantic_core import to_jsonable_python
+
+from app.core.agent_pool import AgentPool, PooledAgent
+from app.core.agents import AgentDefinition, Agents
+from app.core.models import provider_error, provider_of
+from app.core.run import Answer, Caller, Question, RunSettings, Usage, new_run_id
+from app.core.run_log import RunLog
+from app.errors import FieldFault, InvalidFields, MnemosineError, ProviderTimeout
+
+
+class PromptService:
+    """Answers prompts. It knows every room of the core; no room knows it.
+
+    Nothing is held while the model thinks: no database session, no shared connection. What a run was is written
+    by the `RunLog` in groups, in short transactions of its own.
+    """
+
+    def __init__(
+        self,
+        agents: Agents,
+        pool: AgentPool,
+        runs: RunLog,
+        *,
+        allowed_models: Iterable[str],
+        model_timeout_s: float,
+    ) -> None:
+        self._agents = agents
+        self._pool = pool
+        self._runs = runs
+        self._allowed_models = frozenset(allowed_models) | {agent.model for agent in agents}
+        self._model_timeout_s = model_timeout_s
+
+    async def answer(self, caller: Caller, question: Question) -> Answer:
+        """The agent's answer to `question`.
+
+        Raises `NotFound` for an unknown agent, `InvalidFields` for a model that is not allowed, a `ModelError`
+        where the provider failed. However it ends, cancellation included, the run is recorded.
+        """
+        definition = self._agents.get(question.agent)
+        model_name = self._model_for(definition, question.model)
+        with self._pool.lease(definition, model_name=model_name) as entry:
+            run_id = new_run_id()
+            with self._runs.recording(
+                run_id,
+                user_id=caller.id,
+                agent=definition.name,
+                model=model_name,
+                conversation_id=question.conversation_id,
+            ) as record:
+                answer = await self._run(run_id, entry, question)
+                record.answered(answer)
+                return answer
+
+    async def _run(self, run_id: str, entry: PooledAgent, question: Question) -> Answer:
+        provider = provider_of(entry.model)
+        started = perf_counter()
+        try:
+            async with asyncio.timeout(self._model_timeout_s):
+                result = await entry.agent.run(
+                    question.message, run_id=run_id, model_settings=_model_settings(question.settings)
+                )
+        except TimeoutError as error:
+            raise ProviderTimeout(
+                f"the model provider {provider} did not answer within {self._model_timeout_s:g} s"
+            ) from error
+        except MnemosineError:
+            raise
+        except Exception as error:
+            known = provider_error(error, provider=provider)
+            if known is None:
+                raise
+            raise known from error
+        usage = result.usage
+        return Answer(
+            id=run_id,
+            output=result.output if isinstance(result.output, str) else to_jsonable_python(result.output),
+            agent=entry.definition.name,
+            model=entry.model_name,
+            usage=Usage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, requests=usage.requests),
+            cost_usd=usage.cost,
+            model_s=perf_counter() - started,
+            conversation_id=question.conversation_id,
+        )
+
+    def _model_for(self, definition: AgentDefinition, wanted: str | None) -> str:
+        if wanted is None or wanted == definition.model:
+            return definition.model
+        if wanted not in self._allowed_models:
+            raise InvalidFields(
+                "the model is not one that this server may use",
+                errors=[FieldFault("model", f"must be one of: {', '.join(sorted(self._allowed_models))}")],
+            )
+        return wanted
+
+
+def _model_settings(settings: RunSettings) -> ModelSettings:
+    # The SDK's own retries are off: one failed request must not become three (failures in the field, row 58).
+    chosen = ModelSettings(max_retries=0)
+    if settings.temperature is not None:
+        chosen["temperature"] = settings.temperature
+    if settings.max_tokens is not None:
+        chosen["max_tokens"] = settings.max_tokens
+    if settings.top_p is not None:
+        chosen["top_p"] = settings.top_p
+    if settings.seed is not None:
+        chosen["seed"] = settings.seed
+    if settings.stop is not None:
+        chosen["stop_sequences"] = list(settings.stop)
+    return chosen

@@ -1,0 +1,89 @@
+"""`create_app(settings)`, and `app` for `uvicorn app.main:app`."""
+
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from app import __version__
+from app.api import health
+from app.api.front_door import FrontDoor
+from app.api.problems import add_problem_handlers
+from app.api.v1 import agent, auth
+from app.config import Settings, load_settings
+from app.errors import BadConfiguration
+from app.logs import configure_logging
+from app.runtime import open_runtime, prepare
+
+
+def create_app(settings: Settings) -> FrontDoor:
+    """The whole application on `settings`; nothing is opened before its lifespan begins."""
+
+    @asynccontextmanager
+    async def lifespan(api: FastAPI) -> AsyncGenerator[None]:
+        async with open_runtime(settings) as runtime:
+            api.state.runtime = runtime
+            yield
+
+    public = settings.docs_open
+    api = FastAPI(
+        title="Mnemosine",
+        version=__version__,
+        summary="AI agents over HTTP: pooled, cached, recorded, and measured truthfully.",
+        lifespan=lifespan,
+        openapi_url="/openapi.json" if public else None,
+        docs_url="/docs" if public else None,
+        redoc_url=None,
+    )
+    for router in (health.router, auth.router, agent.router):
+        api.include_router(router)
+    add_problem_handlers(api)
+    if settings.enable_response_compression:
+        api.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5)
+    if settings.allowed_origins:
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.allowed_origins),
+            allow_methods=["*"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "X-Cache", "Cache-Status", "Age", "Server-Timing", "Retry-After"],
+        )
+    if settings.answered_hosts:
+        api.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.answered_hosts))
+    return FrontDoor(api, max_body_bytes=settings.max_request_bytes)
+
+
+def _app_from_environment() -> FrontDoor:
+    """What `uvicorn app.main:app` serves: settings from the environment, the installation made ready at start."""
+    try:
+        settings = load_settings()
+    except BadConfiguration as error:
+        print(error.detail, file=sys.stderr)
+        raise SystemExit(2) from None
+    configure_logging(settings.log_level, settings.log_format)
+    door = create_app(settings)
+    serve = door.api.router.lifespan_context
+
+    @asynccontextmanager
+    async def prepared(api: FastAPI) -> AsyncGenerator[Any]:
+        first = await prepare(settings)
+        if first is not None:
+            print(first.notice(), file=sys.stderr)
+        async with serve(api) as state:
+            yield state
+
+    door.api.router.lifespan_context = prepared
+    return door
+
+
+def __getattr__(name: str) -> FrontDoor:
+    # `app` is made when a server asks for it, so that importing this module reads no environment.
+    if name == "app":
+        globals()["app"] = door = _app_from_environment()
+        return door
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

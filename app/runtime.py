@@ -1,0 +1,156 @@
+"""Everything that is opened, in one place: opened in order, closed in reverse."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from app.config import Settings
+from app.core.callers import Callers
+from app.core.run_log import RunLog
+from app.core.security import PasswordHasher, TokenSigner, generate_password, signing_key
+from app.db import schema
+from app.db.async_session import Database, open_database
+from app.db.users import create_first_admin
+from app.errors import MnemosineError
+
+if TYPE_CHECKING:
+    from app.core.agents import Agents
+    from app.core.prompt_service import PromptService
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRoom:
+    """What needs Pydantic AI. It is imported and made by a thread after the socket is open (about 1 s of CPU)."""
+
+    agents: "Agents"
+    prompts: "PromptService"
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """All live resources of one worker. Made by `open_runtime`, which owns them."""
+
+    settings: Settings
+    database: Database
+    callers: Callers
+    passwords: PasswordHasher
+    runs: RunLog
+    agent_room: asyncio.Future[AgentRoom]
+    """Await it through `asyncio.shield`: it is everybody's."""
+    started_at: float
+    """On the monotonic clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStart:
+    """The administrator that the first start made, with the password that is shown this once."""
+
+    username: str
+    password: str | None
+    """`None` where the operator chose it by `ADMIN_PASSWORD`."""
+
+    def notice(self) -> str:
+        """What the terminal shows, once."""
+        if self.password is None:
+            return f"Administrator {self.username!r} was created with the password from ADMIN_PASSWORD."
+        return f"Administrator {self.username!r} was created. The password is shown this once:\n\n    {self.password}\n"
+
+
+async def prepare(settings: Settings) -> FirstStart | None:
+    """Make a new installation ready before any worker starts: data directory, signing key, schema, administrator.
+
+    Safe to run by several processes at once. Gives the new administrator, or `None` where there is one already.
+    Raises `BadConfiguration` or `DatabaseUnavailable`.
+    """
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _signing_key(settings)
+    await asyncio.to_thread(schema.upgrade, settings.database_url)
+    chosen = settings.admin_password.get_secret_value() if settings.admin_password else None
+    password = chosen or generate_password()
+    async with AsyncExitStack() as stack:
+        hasher = PasswordHasher()
+        stack.push_async_callback(hasher.aclose)
+        database = await stack.enter_async_context(open_database(settings.database_url))
+        hashed = await hasher.hash(password)
+        async with database.write() as session:
+            created = await create_first_admin(session, username=settings.admin_username, password_hash=hashed)
+    if not created:
+        return None
+    return FirstStart(settings.admin_username, None if chosen else password)
+
+
+@asynccontextmanager
+async def open_runtime(settings: Settings) -> AsyncGenerator[Runtime]:
+    """Open every resource of one worker and close them in reverse, whatever happens in between."""
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            open_database(settings.database_url, pool_size=settings.db_pool_size, max_overflow=settings.db_max_overflow)
+        )
+        passwords = PasswordHasher()
+        stack.push_async_callback(passwords.aclose)
+        tokens = TokenSigner(_signing_key(settings), lifetime_s=settings.access_token_expire_minutes * 60)
+        runs = RunLog(database, worker=f"{socket.gethostname()}:{os.getpid()}")
+        stack.push_async_callback(runs.aclose)
+        runs.start()
+        # First the opening task ends, then what it opened is closed.
+        room_stack = await stack.enter_async_context(AsyncExitStack())
+        agent_room = asyncio.create_task(_open_agent_room(settings, runs, room_stack), name="agent-room")
+        stack.push_async_callback(_end, agent_room)
+        yield Runtime(
+            settings=settings,
+            database=database,
+            callers=Callers(database, passwords, tokens),
+            passwords=passwords,
+            runs=runs,
+            agent_room=agent_room,
+            started_at=monotonic(),
+        )
+
+
+async def _open_agent_room(settings: Settings, runs: RunLog, stack: AsyncExitStack) -> AgentRoom:
+    await asyncio.to_thread(import_module, "app.core.prompt_service")
+    from app.core.agent_pool import AgentPool
+    from app.core.agents import Agents
+    from app.core.models import Models
+    from app.core.prompt_service import PromptService
+
+    models = Models()
+    stack.push_async_callback(models.aclose)
+    agents = Agents((), default_model=settings.default_model)
+    pool = AgentPool(models, capacity=settings.agent_pool_size)
+    stack.callback(pool.clear)
+    try:
+        for agent in agents:
+            # The first use of a provider imports hundreds of modules; in a thread, it stalls nobody.
+            await asyncio.to_thread(models.get, agent.model)
+    except MnemosineError as error:
+        _log.error("no prompt can be answered: %s", error.detail)
+        raise
+    prompts = PromptService(
+        agents,
+        pool,
+        runs,
+        allowed_models={settings.default_model, "offline"},
+        model_timeout_s=settings.model_timeout_seconds,
+    )
+    return AgentRoom(agents, prompts)
+
+
+def _signing_key(settings: Settings) -> bytes:
+    if settings.secret_key is not None:
+        return settings.secret_key.get_secret_value().encode()
+    return signing_key(settings.data_dir)
+
+
+async def _end(task: asyncio.Task[AgentRoom]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

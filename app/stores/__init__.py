@@ -1,0 +1,1 @@
+"""Fast memory that workers and replicas share."""
