@@ -87,6 +87,34 @@ class Answer:
     cache: CacheState = "MISS"
 
 
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """The next piece of the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolStarted:
+    """The agent calls one of its tools."""
+
+    call_id: str
+    tool: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFinished:
+    """A tool came back, well or badly; its result stays inside."""
+
+    call_id: str
+    tool: str
+    succeeded: bool
+
+
+RunEvent = TextDelta | ToolStarted | ToolFinished | Answer
+"""What a streamed run says; the last event is always the `Answer`, and a failure is raised instead."""
+
+
 def new_run_id() -> str:
     """A fresh identity of a run: 32 hexadecimal digits, unguessable."""
     return uuid4().hex
