@@ -1,0 +1,161 @@
+"""The tables, and the column types that mean the same on SQLite and PostgreSQL.
+
+A change here needs a migration in `migrations/versions`; a test compares the two.
+"""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Literal, cast
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    Double,
+    Index,
+    MetaData,
+    Numeric,
+    String,
+    Table,
+    TypeDecorator,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeEngine
+
+Role = Literal["admin", "user"]
+RunStatus = Literal["running", "done", "failed", "cancelled", "interrupted"]
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC. SQLite keeps it as text that sorts by time; a naive one is refused."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert to UTC; SQLite gets it without the offset that it cannot keep."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a time needs a zone to be stored, got {value!r}")
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give it back aware."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Money(TypeDecorator[Decimal]):
+    """A sum of dollars, exact to nine decimals, up to 999,999,999.
+
+    SQLite has no decimals, so there it is a whole number of billionths: sums and comparisons in SQL stay exact.
+    """
+
+    impl = Numeric(18, 9)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose a 64-bit integer on SQLite, a decimal elsewhere."""
+        return dialect.type_descriptor(BigInteger() if dialect.name == "sqlite" else Numeric(18, 9))
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
+        """Round half to even at the ninth decimal, on both backends alike."""
+        if value is None:
+            return None
+        rounded = value.quantize(_BILLIONTH)
+        return int(rounded.scaleb(9)) if dialect.name == "sqlite" else rounded
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
+        """Give dollars back, with nine decimals."""
+        if value is None:
+            return None
+        return Decimal(value).scaleb(-9).quantize(_BILLIONTH) if dialect.name == "sqlite" else Decimal(value)
+
+
+_BILLIONTH = Decimal("0.000000001")
+
+
+class Base(DeclarativeBase):
+    """All tables. Constraints are named, so that a migration can find them again."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_N_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class User(Base):
+    """Somebody who may sign in."""
+
+    __tablename__ = "users"
+    __table_args__ = (
+        CheckConstraint("role IN ('admin', 'user')", name="role"),
+        Index(None, "created_at", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    username: Mapped[str] = mapped_column(String(255))
+    username_key: Mapped[str] = mapped_column(String(1024), unique=True)
+    """`username` folded so that names which differ only in case or width are one name."""
+    password_hash: Mapped[str] = mapped_column(String(255))
+    role: Mapped[str] = mapped_column(String(16))
+    token_version: Mapped[int]
+    """Part of every token; raising it ends all of them."""
+    disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Run(Base):
+    """What one prompt was, cost and came to; not what was said.
+
+    `user_id` is no foreign key: a run outlives its user, since the costs were real, and one deleted user must not
+    make the insert of a whole group fail.
+    """
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        CheckConstraint("status IN ('running', 'done', 'failed', 'cancelled', 'interrupted')", name="status"),
+        Index(None, "user_id", "started_at", "id"),
+        Index(None, "started_at", "id"),
+        # The few that are running, for the search after those whose worker died.
+        Index(
+            "ix_runs_running",
+            "worker",
+            sqlite_where=text("status = 'running'"),
+            postgresql_where=text("status = 'running'"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user_id: Mapped[str] = mapped_column(String(32))
+    agent: Mapped[str] = mapped_column(String(255))
+    model: Mapped[str] = mapped_column(String(255))
+    conversation_id: Mapped[str | None] = mapped_column(String(64))
+    worker: Mapped[str] = mapped_column(String(255))
+    status: Mapped[str] = mapped_column(String(16))
+    cached: Mapped[bool]
+    input_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    cost_usd: Mapped[Decimal | None] = mapped_column(Money)
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    duration_ms: Mapped[float | None] = mapped_column(Double)
+    model_ms: Mapped[float | None] = mapped_column(Double)
+
+
+# The query modules work on tables: rows become frozen dataclasses, and no ORM object leaves the room.
+users = cast("Table", User.__table__)
+runs = cast("Table", Run.__table__)

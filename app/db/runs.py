@@ -1,0 +1,134 @@
+"""The record of runs: who asked which agent, what it used and cost, and how it ended. Never what was said."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, cast
+
+from sqlalchemy import CursorResult, literal, or_, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.db.models import RunStatus, runs
+from app.db.paging import decode_cursor, encode_cursor
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One run. `cost_usd` is `None` where the price is not known; `worker` is the process that runs it."""
+
+    id: str
+    user_id: str
+    agent: str
+    model: str
+    worker: str
+    status: RunStatus
+    started_at: datetime
+    conversation_id: str | None = None
+    cached: bool = False
+    input_tokens: int = 0
+    output_tokens: int = 0
+    requests: int = 0
+    cost_usd: Decimal | None = None
+    error_code: str | None = None
+    finished_at: datetime | None = None
+    duration_ms: float | None = None
+    model_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    """Some runs, newest first, and where to go on; `next_cursor` is `None` on the last page."""
+
+    rows: tuple[RunRow, ...]
+    next_cursor: str | None
+
+
+_COLUMNS = tuple(runs.c[name] for name in RunRow.__dataclass_fields__)
+# What may still change after a run was first written.
+_OUTCOME = tuple(
+    [
+        "model",
+        "conversation_id",
+        "status",
+        "cached",
+        "input_tokens",
+        "output_tokens",
+        "requests",
+        "cost_usd",
+        "error_code",
+        "finished_at",
+        "duration_ms",
+        "model_ms",
+    ]
+)
+
+
+async def save_runs(session: AsyncSession, rows: Sequence[RunRow]) -> None:
+    """Write many runs in one go: new ones are added, unfinished ones get their outcome.
+
+    Safe to repeat after a commit whose fate is unknown. A finished run is never changed; a run that was taken for
+    interrupted and finished after all is finished. `rows` holds each id at most once.
+    """
+    if not rows:
+        return
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    statement = insert(runs)
+    statement = statement.on_conflict_do_update(
+        index_elements=[runs.c.id],
+        set_={name: statement.excluded[name] for name in _OUTCOME},
+        # Two comparisons instead of IN, which cannot be sent for many rows at once.
+        where=or_(runs.c.status == "running", runs.c.status == "interrupted")
+        & (statement.excluded.status != "running"),
+    )
+    await session.execute(statement, [asdict(row) for row in rows])
+
+
+async def mark_interrupted(session: AsyncSession, *, workers_alive: Collection[str]) -> int:
+    """End the runs whose worker is not alive any more, and count them."""
+    ended = await session.execute(
+        update(runs)
+        .where(runs.c.status == "running", runs.c.worker.not_in(workers_alive))
+        .values(status="interrupted", error_code="interrupted", finished_at=datetime.now(UTC))
+    )
+    return cast("CursorResult[Any]", ended).rowcount
+
+
+async def get_run(session: AsyncSession, run_id: str, *, user_id: str | None) -> RunRow | None:
+    """Find a run of this user, or of anybody where `user_id` is `None`."""
+    query = select(*_COLUMNS).where(runs.c.id == run_id)
+    if user_id is not None:
+        query = query.where(runs.c.user_id == user_id)
+    row = (await session.execute(query)).one_or_none()
+    return None if row is None else RunRow(*row)
+
+
+async def list_runs(
+    session: AsyncSession,
+    *,
+    user_id: str | None,
+    limit: int = 50,
+    cursor: str | None = None,
+    status: RunStatus | None = None,
+    agent: str | None = None,
+) -> RunPage:
+    """Give at most `limit` runs, newest first, after the page that ended with `cursor`.
+
+    `user_id=None` gives everybody's. Raises `InvalidFields` for a cursor that no page gave out.
+    """
+    query = select(*_COLUMNS).order_by(runs.c.started_at.desc(), runs.c.id.desc()).limit(limit + 1)
+    if user_id is not None:
+        query = query.where(runs.c.user_id == user_id)
+    if status is not None:
+        query = query.where(runs.c.status == status)
+    if agent is not None:
+        query = query.where(runs.c.agent == agent)
+    if cursor is not None:
+        at, run_id = decode_cursor(cursor)
+        place = tuple_(literal(at, runs.c.started_at.type), literal(run_id, runs.c.id.type))
+        query = query.where(tuple_(runs.c.started_at, runs.c.id) < place)
+    rows = [RunRow(*row) for row in (await session.execute(query)).all()]
+    more = len(rows) > limit
+    rows = rows[:limit]
+    return RunPage(tuple(rows), encode_cursor(rows[-1].started_at, rows[-1].id) if more else None)
