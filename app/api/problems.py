@@ -17,8 +17,8 @@ from app.errors import FieldFault, InvalidFields, MnemosineError, NotAuthenticat
 
 _log = logging.getLogger(__name__)
 
-TYPE_BASE = "https://mnemosine.dev/errors/"
-"""Where a problem's `type` points; the pages are `docs/reference/errors.md` of this repository."""
+TYPE_BASE = "urn:mnemosine:problem:"
+"""What a problem's `type` begins with; each has its section in `docs/reference/errors.md`."""
 
 _OPENAI_TYPES = {
     400: "invalid_request_error",
@@ -120,7 +120,7 @@ def _openai_shape(error: MnemosineError) -> dict[str, object]:
 def _named_fields(errors: Sequence[Any]) -> InvalidFields:
     """Name each field at fault; what the client sent is not echoed."""
     faults = [
-        FieldFault(".".join(str(step) for step in fault["loc"][1:]) or str(fault["loc"][0]), str(fault["msg"]))
+        FieldFault(".".join(str(step) for step in fault["loc"][1:]) or str(fault["loc"][0]), str(fault["msg"]).removeprefix("Value error, "))
         for fault in errors
     ]
     return InvalidFields("some fields are missing, unknown or out of bounds", errors=faults[:50])
