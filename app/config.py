@@ -123,6 +123,7 @@ def _hosts(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
+    networks: list[str] = []
     for value in values:
         try:
             network = ipaddress.ip_network(value, strict=False)
@@ -130,7 +131,8 @@ def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
             raise ValueError("must list IP addresses or networks") from None
         if network.prefixlen == 0:
             raise ValueError("must not trust every address: a client could then choose its own")
-    return values
+        networks.append(str(network) if "/" in value else value)
+    return tuple(networks)
 
 
 _Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]

@@ -21,8 +21,8 @@ LogFormat = Literal["text", "json"]
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that this task serves; the front door sets it, every log line carries it."""
 
-# Libraries that would log URLs, headers or one line a request.
-_QUIET_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "anthropic", "aiosqlite", "asyncio")
+# Libraries that would log URLs, headers, one line a request, or their own set-up.
+_QUIET_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "anthropic", "aiosqlite", "asyncio", "alembic")
 # Libraries that install handlers of their own; they speak through the root handler instead.
 _CAPTURED_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "gunicorn.error", "gunicorn.access")
 

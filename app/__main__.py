@@ -1,0 +1,5 @@
+"""`python -m app` is `mnemosine`."""
+
+from app.cli import main
+
+main()

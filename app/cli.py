@@ -1,0 +1,256 @@
+"""The command line. Commands import what they need when they run, so `mnemosine --help` is quick."""
+
+import asyncio
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from app import __version__
+from app.errors import BadConfiguration, MnemosineError
+
+if TYPE_CHECKING:
+    from app.config import Settings
+    from app.runtime import FirstStart
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Failure(click.ClickException):
+    """One line on standard error; exit status 1."""
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"mnemosine: {' '.join(self.message.split())}", err=True)
+
+
+class _BadSetting(_Failure):
+    exit_code = 2
+
+
+class _Commands(click.Group):
+    """Turns our errors into one line: exit status 2 for a bad setting, 1 for anything else that may be told."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MnemosineError as error:
+            failure = _BadSetting if isinstance(error, BadConfiguration) else _Failure
+            raise failure(error.detail) from error
+
+
+def main() -> None:
+    """Run `mnemosine`."""
+    cli(prog_name="mnemosine")
+
+
+def _env_file_option(command: F) -> F:
+    return click.option(
+        "--env-file", type=click.Path(dir_okay=False), default=".env", show_default=True, help="Settings file to read."
+    )(command)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="mnemosine %(version)s")
+def cli() -> None:
+    """Serve AI agents over HTTP: pooled, cached, recorded, and measured truthfully."""
+
+
+@cli.command()
+@click.argument("agents", metavar="[MODULE:AGENT]...", nargs=-1)
+@click.option("--host", help="Address to listen on.  [HOST, 127.0.0.1]")
+@click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [PORT, 8000]")
+@click.option("--workers", type=int, help="Processes that serve.  [WORKERS, 1]")
+@click.option(
+    "--keep-alive", type=click.IntRange(1, 3600), default=5, show_default=True, help="Seconds an idle connection stays."
+)
+@click.option(
+    "--graceful-timeout",
+    type=click.IntRange(0, 3600),
+    default=25,
+    show_default=True,
+    help="Seconds that running requests get at shutdown.",
+)
+@_env_file_option
+def serve(
+    agents: tuple[str, ...],
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    keep_alive: int,
+    graceful_timeout: int,
+    env_file: str,
+) -> None:
+    """Serve until SIGTERM or Ctrl+C.
+
+    MODULE:AGENT are Pydantic AI agents in Python code, looked for in the current folder too; they replace AGENTS.
+    """
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, _leave)
+    settings = _settings(env_file, host=host, port=port, workers=workers, agents=agents or None)
+    if settings.agents and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+    from app.core.security import open_data_dir
+    from app.logs import configure_logging
+    from app.server import bind, serve_alone, serve_with_workers
+
+    open_data_dir(settings.data_dir)
+    listener = bind(settings.host, settings.port)
+    configure_logging("debug" if settings.debug else settings.log_level, settings.log_format)
+
+    from app.main import create_app
+    from app.runtime import prepare
+
+    # Here, in the one parent: the workers find everything ready.
+    _show_once(asyncio.run(prepare(settings)))
+
+    make_app = functools.partial(create_app, settings)
+    announce = functools.partial(_announce, settings, listener.getsockname()[1])
+    if settings.workers == 1:
+        serve_alone(
+            make_app,
+            listener,
+            announce=announce,
+            keep_alive_s=keep_alive,
+            graceful_timeout_s=graceful_timeout,
+            trusted_proxies=settings.trusted_proxies,
+        )
+    else:
+        serve_with_workers(
+            make_app,
+            listener,
+            workers=settings.workers,
+            announce=announce,
+            keep_alive_s=keep_alive,
+            graceful_timeout_s=graceful_timeout,
+            trusted_proxies=settings.trusted_proxies,
+        )
+
+
+@cli.command()
+@click.option("--example", is_flag=True, help="Print a .env with every setting at its default instead.")
+@_env_file_option
+def check_config(example: bool, env_file: str) -> None:
+    """Show the settings in effect, secrets masked; exit status 2 where one cannot work."""
+    if example:
+        from app.config import example_env
+
+        click.echo(example_env(), nl=False)
+        return
+    from app.config import describe
+
+    rows = describe(_settings(env_file))
+    name_width = max(len(row.name) for row in rows)
+    value_width = max(len(row.value) for row in rows if len(row.value) <= 40)
+    for row in rows:
+        click.echo(f"{row.name:<{name_width}}  {row.value or '-':<{value_width}}  ({row.origin})")
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--role", type=click.Choice(["user", "admin"]), default="user", show_default=True)
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input, one line.")
+@_env_file_option
+def create_user(name: str, role: str, password_stdin: bool, env_file: str) -> None:
+    """Add a user. Without --password-stdin a password is generated and printed once, on standard output."""
+    settings = _settings(env_file)
+
+    from app.core.security import generate_password, open_data_dir
+
+    open_data_dir(settings.data_dir)
+    given = sys.stdin.readline().rstrip("\r\n") if password_stdin else None
+    if given is not None and len(given) < 8:
+        raise click.UsageError("the password must have at least 8 characters")
+    password = given if given is not None else generate_password()
+
+    asyncio.run(_create_user(settings, name, password, "admin" if role == "admin" else "user"))
+    click.echo(f"The {role} {name!r} was created.", err=True)
+    if given is None:
+        click.echo(password)
+
+
+@cli.group()
+def db() -> None:
+    """Look at the database schema, or bring it up to date."""
+
+
+@db.command()
+@_env_file_option
+def upgrade(env_file: str) -> None:
+    """Bring the schema up to date; `serve` does the same at its start."""
+    settings = _settings(env_file)
+
+    from app.core.security import open_data_dir
+    from app.db import schema
+
+    open_data_dir(settings.data_dir)
+    changed = schema.upgrade(settings.database_url)
+    click.echo(f"{'upgraded to' if changed else 'already at'} {schema.head()}")
+
+
+@db.command()
+@_env_file_option
+def current(env_file: str) -> None:
+    """Print the revision of the database, and the one that this version works with."""
+    settings = _settings(env_file)
+
+    from app.db import schema
+
+    click.echo(f"database {schema.current(settings.database_url) or 'empty'}, code {schema.head()}")
+
+
+def _settings(env_file: str, **overrides: Any) -> "Settings":
+    from app.config import export_foreign_variables, load_settings
+
+    settings = load_settings(env_file, **overrides)
+    export_foreign_variables(env_file)
+    for line in settings.warnings:
+        click.echo(f"warning: {line}", err=True)
+    return settings
+
+
+async def _create_user(settings: "Settings", name: str, password: str, role: Any) -> None:
+    from app.core.security import PasswordHasher
+    from app.db import schema, users
+    from app.db.async_session import open_database
+
+    await asyncio.to_thread(schema.upgrade, settings.database_url)
+    hasher = PasswordHasher(threads=1)
+    try:
+        hashed = await hasher.hash(password)
+    finally:
+        await hasher.aclose()
+    async with open_database(settings.database_url) as database, database.write() as session:
+        await users.create_user(session, username=name, password_hash=hashed, role=role)
+
+
+def _show_once(first: "FirstStart | None") -> None:
+    """Print the new administrator on the terminal; never through logging, which may be collected."""
+    if first is not None:
+        rule = "-" * 68
+        click.echo(f"{rule}\n{first.notice().rstrip()}\n{rule}", err=True)
+
+
+def _announce(settings: "Settings", port: int) -> None:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - only compared
+    base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    everywhere = "" if host == settings.host else f" and every address of this machine, port {port}"
+    offline = " (built in, no network; set OPENAI_API_KEY or DEFAULT_MODEL for a real one)"
+    model = f"{settings.default_model}{offline if settings.default_model == 'offline' else ''}"
+    docs = f"{base}/docs{'' if settings.docs_open else ' (login required)'}"
+    click.echo(
+        f"Mnemosine {__version__} listens on {base}{everywhere}\n"
+        f"  docs       {docs}\n"
+        f"  dashboard  {base}/dashboard\n"
+        f"  model      {model}\n"
+        "Press Ctrl+C to stop."
+    )
+    sys.stdout.flush()
+
+
+def _leave(signum: int, frame: object) -> NoReturn:
+    raise SystemExit(0)
