@@ -5,11 +5,11 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from weakref import WeakSet
 
 from anyio import CancelScope
-from sqlalchemy import URL, Connection, event, exc, make_url, text
+from sqlalchemy import URL, Connection, ExceptionContext, event, exc, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
@@ -154,6 +154,13 @@ def _leave_transactions_to_us(connection: Any, _: ConnectionPoolEntry) -> None:
     # sqlite3 would begin by itself, deferred, and only before some statements. `autocommit=False` cannot begin
     # immediately either, and Python 3.11 does not have it.
     connection.isolation_level = None
+
+
+def _keep_when_cancelled(context: ExceptionContext) -> None:
+    # SQLAlchemy drops the connection of a cancelled statement. We bring it in order instead (`Database._release`): a
+    # client that leaves would otherwise cost a new connection, and the statement would run on in the server.
+    if isinstance(context.original_exception, asyncio.CancelledError):
+        context.is_disconnect = False
 
 
 def _begin(connection: Connection) -> None:
@@ -308,12 +315,8 @@ class Database:
         try:
             if self.backend == "postgresql" and problem is not None:
                 if not isinstance(problem, Exception):
-                    # Cancelled in the middle of an exchange. Waiting for this goodbye lets the server hear that the
-                    # statement is cancelled; the next caller must not meet the rest of the conversation.
-                    driver = (await connection.get_raw_connection()).driver_connection
-                    with suppress(TimeoutError, OSError):
-                        await driver.close(timeout=_GOODBYE_S)  # pyright: ignore[reportOptionalMemberAccess]
-                if not isinstance(problem, Exception) or unavailable(problem) is not None:
+                    await _settle(connection)
+                elif unavailable(problem) is not None:
                     await connection.invalidate()
             # An aiosqlite connection works off its queue in order, so a rollback after a cancelled statement is safe.
             await connection.close()
@@ -327,6 +330,24 @@ class Database:
             self._probe.cancel()
             await asyncio.wait((self._probe,))
         await self._engine.dispose()
+
+
+async def _settle(connection: AsyncConnection) -> None:
+    """Bring a PostgreSQL connection that was cancelled in the middle of an exchange back to its beginning.
+
+    asyncpg has asked the server to end the statement, and waits for that before the rollback; then comes the reset
+    that its own pool does before it hands a connection on. It is also the fence: a cancellation that reaches the
+    server late hits it, not the next caller.
+    """
+    async with asyncio.timeout(_GOODBYE_S):
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        await connection.rollback()
+        # A BEGIN whose answer nobody saw: SQLAlchemy does not know of it, and asyncpg takes the next one for nested.
+        # The attribute is private; without it the reset repairs the connection as well, but complains to the loop.
+        if driver.is_in_transaction() or getattr(driver, "_top_xact", None) is not None:
+            await connection.invalidate()
+        else:
+            await driver.reset()
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
@@ -345,6 +366,45 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
             task.exception()  # the cancellation is what the caller hears of
         raise cancelled
     task.result()
+
+
+class _Connector:
+    """Opens PostgreSQL connections in a way that no caller can cancel half-way, and knows which are open.
+
+    asyncpg 0.32 reports an unhandled "unexpected connection_lost() call" to the loop when it is cancelled while it
+    asks for TLS. Its own timeout still bounds each attempt; what arrives after its caller has left is closed.
+    """
+
+    def __init__(self) -> None:
+        self._attempts: set[asyncio.Task[Any]] = set()
+        self._open: WeakSet[Any] = WeakSet()
+
+    async def connect(self, *args: Any, **options: Any) -> Any:
+        import asyncpg  # pyright: ignore[reportMissingTypeStubs]  # an extra: absent where PostgreSQL is not used
+
+        opening = cast("Coroutine[Any, Any, Any]", asyncpg.connect(*args, **options))  # pyright: ignore[reportUnknownMemberType]
+        attempt = asyncio.create_task(opening)
+        self._attempts.add(attempt)
+        attempt.add_done_callback(self._attempts.discard)
+        try:
+            connection = await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            attempt.add_done_callback(_close_unused)
+            raise
+        self._open.add(connection)
+        return connection
+
+    async def aclose(self) -> None:
+        """Cut what is still open, or still being opened, when the pool is gone or did not close in time."""
+        if self._attempts:
+            await asyncio.wait(self._attempts)
+        for connection in self._open:
+            connection.terminate()
+
+
+def _close_unused(attempt: asyncio.Task[Any]) -> None:
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().terminate()
 
 
 @asynccontextmanager
@@ -373,17 +433,20 @@ async def open_database(
         "pool_timeout": pool_timeout_s,
         "pool_use_lifo": True,
     }
+    connector: _Connector | None = None
     if backend == "sqlite":
         # `:memory:` is one shared connection and takes no pool arguments.
         engine = create_engine(url, connect_args={"timeout": statement_timeout_s}, **({} if in_memory else pool))
         event.listen(engine.sync_engine, "connect", _set_pragmas)
     else:
+        connector = _Connector()
         milliseconds = str(round(statement_timeout_s * 1000))
         engine = create_engine(
             url,
             pool_pre_ping=True,
             connect_args={
                 "timeout": connect_timeout_s,
+                "async_creator_fn": connector.connect,
                 # Ours ends a statement on a server that is frozen, the server's own frees its side.
                 "command_timeout": statement_timeout_s,
                 "server_settings": {
@@ -395,12 +458,7 @@ async def open_database(
             **pool,
         )
         event.listen(engine.sync_engine, "invalidate", _abort)
-    connected: WeakSet[Any] = WeakSet()
-
-    def remember(connection: Any, _: ConnectionPoolEntry) -> None:
-        connected.add(connection.driver_connection)
-
-    event.listen(engine.sync_engine, "connect", remember)
+    event.listen(engine.sync_engine, "handle_error", _keep_when_cancelled)
     database = Database(
         engine,
         backend=backend,
@@ -412,14 +470,15 @@ async def open_database(
     try:
         yield database
     finally:
-        await _to_the_end(_close(database, connected))
+        await _to_the_end(_close(database, connector))
 
 
-async def _close(database: Database, connected: WeakSet[Any]) -> None:
-    try:
+async def _close(database: Database, connector: _Connector | None) -> None:
+    if connector is None:
+        await database.aclose()
+        return
+    # A frozen server does not say goodbye; its connections are cut instead.
+    with suppress(TimeoutError):
         async with asyncio.timeout(_GOODBYE_S):
             await database.aclose()
-    except TimeoutError:
-        # A frozen server; its connections are cut instead of closed.
-        for connection in connected:
-            connection.terminate() if database.backend == "postgresql" else connection.stop()
+    await connector.aclose()

@@ -47,21 +47,9 @@ class RunPage:
 
 _COLUMNS = tuple(runs.c[name] for name in RunRow.__dataclass_fields__)
 # What may still change after a run was first written.
-_OUTCOME = tuple(
-    [
-        "model",
-        "conversation_id",
-        "status",
-        "cached",
-        "input_tokens",
-        "output_tokens",
-        "requests",
-        "cost_usd",
-        "error_code",
-        "finished_at",
-        "duration_ms",
-        "model_ms",
-    ]
+_OUTCOME = (
+    *("model", "conversation_id", "status", "cached", "input_tokens", "output_tokens", "requests", "cost_usd"),
+    *("error_code", "finished_at", "duration_ms", "model_ms"),
 )
 
 
