@@ -1,0 +1,63 @@
+# Every target works on a fresh machine with Python 3.11 or later and make; uv is used where it is installed.
+
+PYTHON ?= python3
+# What `make serve` passes on, for example: make serve ARGS="--port 9000"
+ARGS ?=
+# How old a release must be before `make constraints` chooses it: poisoned ones are mostly found within days.
+COOLING ?= 7 days
+
+BIN := .venv/bin
+INPUTS := pyproject.toml constraints.txt .ci/install.py
+
+# An environment that forbids bytecode makes every start more than twice as slow, and every measurement wrong.
+unexport PYTHONDONTWRITEBYTECODE
+# pyright comes complete in its wheel; this keeps it from asking a registry whether there is a newer one.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check bench load soak constraints clean python
+
+help: ## Print the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: .venv/serve.stamp ## Set up if needed, then serve on http://127.0.0.1:8000
+	@exec $(BIN)/mnemosine serve $(ARGS)
+
+test: check ## Set up if needed, then check and run all tests, real PostgreSQL and Redis included
+	$(BIN)/python -m pytest -m "not soak"
+
+check: .venv/dev.stamp ## Lint, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+bench: .venv/dev.stamp ## Measure ourselves; see benchmarks/README.md
+	$(BIN)/python -m benchmarks
+
+load: .venv/dev.stamp ## Load a running server, or one of its own
+	$(BIN)/python tests/load_test.py
+
+soak: .venv/dev.stamp ## The slow tests: leaks, faults and recovery over minutes
+	$(BIN)/python -m pytest -m soak --timeout 3600
+
+constraints: ## Choose the versions anew, none younger than a week, with hashes (needs uv)
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --exclude-newer "$(COOLING)" --generate-hashes --all-extras \
+		--no-header --no-emit-index-url --no-emit-find-links --output-file constraints.txt pyproject.toml
+
+clean: ## Remove the environment and everything generated; data/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+python:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "make: $(PYTHON) was not found; install Python 3.11 or later, or name it: make serve PYTHON=python3.12" >&2; \
+		exit 1; }
+
+.venv/serve.stamp: $(INPUTS) | python
+	@test -e .venv/dev.stamp && test -z "$$(find $(INPUTS) -newer .venv/dev.stamp)" \
+		|| $(PYTHON) .ci/install.py redis postgres
+	@touch $@
+
+.venv/dev.stamp: $(INPUTS) | python
+	@$(PYTHON) .ci/install.py dev
+	@touch $@
