@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +78,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: Sequence[str], tmp_path: Path, *, port: int, **environment: str) -> Iterator[ServerProcess]:
+def running(command: Sequence[str], tmp_path: Path, *, port: int, **environment: str) -> Generator[ServerProcess]:
     """`command` as a process with its data in `tmp_path`, ended (by its own pid) when the block ends."""
     env = {
         key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV"}
@@ -95,7 +95,7 @@ def running(command: Sequence[str], tmp_path: Path, *, port: int, **environment:
 
 
 @contextmanager
-def serving(tmp_path: Path, *options: str, **environment: str) -> Iterator[ServerProcess]:
+def serving(tmp_path: Path, *options: str, **environment: str) -> Generator[ServerProcess]:
     """`mnemosine serve` on a free port, alive; not necessarily ready yet."""
     port = free_port()
     command = [sys.executable, "-m", "app", "serve", "--port", str(port), *options]

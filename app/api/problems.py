@@ -120,7 +120,10 @@ def _openai_shape(error: MnemosineError) -> dict[str, object]:
 def _named_fields(errors: Sequence[Any]) -> InvalidFields:
     """Name each field at fault; what the client sent is not echoed."""
     faults = [
-        FieldFault(".".join(str(step) for step in fault["loc"][1:]) or str(fault["loc"][0]), str(fault["msg"]).removeprefix("Value error, "))
+        FieldFault(
+            ".".join(str(step) for step in fault["loc"][1:]) or str(fault["loc"][0]),
+            str(fault["msg"]).removeprefix("Value error, "),
+        )
         for fault in errors
     ]
     return InvalidFields("some fields are missing, unknown or out of bounds", errors=faults[:50])

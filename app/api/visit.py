@@ -1,7 +1,7 @@
 """A visit: what is known about one HTTP request from its first byte to its last."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -30,7 +30,7 @@ class Visit:
         return ", ".join([*stages, f"total;dur={self.elapsed_ms:.2f}"])
 
 
-def open_visit(scope: dict[str, Any], client_id: bytes | None) -> Visit:
+def open_visit(scope: MutableMapping[str, Any], client_id: bytes | None) -> Visit:
     """Begin the visit of `scope`. The client's own request id is kept where it is sane, else a new one is made."""
     sane = client_id is not None and _SANE_ID.fullmatch(client_id)
     visit = Visit(client_id.decode("ascii") if sane and client_id else uuid4().hex)

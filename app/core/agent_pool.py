@@ -1,7 +1,7 @@
 """Agents that are alive, kept between prompts so that a prompt pays nothing for its agent."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -61,7 +61,7 @@ class AgentPool:
         return sum(1 for entry in self._entries.values() if entry.leases)
 
     @contextmanager
-    def lease(self, definition: AgentDefinition, *, model_name: str | None = None) -> Iterator[PooledAgent]:
+    def lease(self, definition: AgentDefinition, *, model_name: str | None = None) -> Generator[PooledAgent]:
         """A live agent for the length of the block. Raises `BadConfiguration` where its model cannot be made."""
         entry = self._take(definition, model_name or definition.model)
         entry.leases += 1

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -59,7 +59,7 @@ class RunLog:
     @contextmanager
     def recording(
         self, run_id: str, *, user_id: str, agent: str, model: str, conversation_id: str | None = None
-    ) -> Iterator[Recording]:
+    ) -> Generator[Recording]:
         """Record the block as one run: done, failed, or cancelled where the block was cancelled."""
         row = RunRow(
             id=run_id,
