@@ -1,0 +1,374 @@
+"""Counting and measuring: counters, levels and log-bucket histograms that add up over workers and over time.
+
+Everything recorded only grows (levels apart), so a window is the difference of two snapshots and a server is the sum
+of its workers. Belongs to the event loop's thread; recording takes no lock.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import log
+from time import monotonic
+from typing import Any, Literal
+
+from pydantic_core import from_json, to_json
+
+RELATIVE_ERROR = 0.005
+"""A percentile is this close to the true one, or closer: half of the one per cent that is promised."""
+
+# DDSketch (Masson, Rim, Lee: VLDB 2019): bucket i holds (gamma^i, gamma^(i+1)], so its middle is off by at most this.
+_GAMMA = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
+_PER_E = 1 / log(_GAMMA)
+_SMALLEST = 1e-6
+_LARGEST = 1e9
+_OFFSET = 1 - int(log(_SMALLEST) * _PER_E - 1)
+
+Window = Literal["1m", "5m", "60m"]
+WINDOWS_S: dict[Window, float] = {"1m": 60.0, "5m": 300.0, "60m": 3600.0}
+
+Key = tuple[str, ...]
+"""A series: the name of its family, then the values of its labels."""
+
+OTHER = "other"
+"""The label value of whatever came after a family was full."""
+
+
+class Counter:
+    """A number that only grows."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: float = 0
+
+    def add(self, amount: float = 1) -> None:
+        """Count `amount` more."""
+        self.value += amount
+
+
+class Histogram:
+    """A distribution of values above zero, in buckets of constant relative width; zero has a bucket of its own."""
+
+    __slots__ = ("buckets", "largest", "total")
+
+    def __init__(self) -> None:
+        self.buckets: dict[int, int] = {}
+        self.total = 0.0
+        self.largest = 0.0
+
+    def record(self, value: float) -> None:
+        """Count one `value`. What is not above a millionth counts as zero, what is above 1e9 as 1e9."""
+        if value > self.largest:
+            value = self.largest = min(value, _LARGEST)
+        index = int(log(value) * _PER_E + _OFFSET) if value > _SMALLEST else 0
+        try:
+            self.buckets[index] += 1
+        except KeyError:
+            self.buckets[index] = 1
+        if index:
+            self.total += value
+
+
+@dataclass(slots=True)
+class Distribution:
+    """What a histogram held at one moment, or in one window."""
+
+    buckets: dict[int, int] = field(default_factory=dict[int, int])
+    total: float = 0.0
+    largest: float = 0.0
+
+    @property
+    def count(self) -> int:
+        """How many values there are."""
+        return sum(self.buckets.values())
+
+    @property
+    def mean(self) -> float:
+        """The exact mean; 0 where there are no values."""
+        count = self.count
+        return self.total / count if count else 0.0
+
+    def percentile(self, q: float) -> float:
+        """The value below which the share `q` (0 to 1) lies, within `RELATIVE_ERROR`; 0 where there are no values."""
+        rank = q * (self.count - 1)
+        seen = 0
+        for index in sorted(self.buckets):
+            seen += self.buckets[index]
+            if seen > rank:
+                return min(_middle(index), self.largest)
+        return 0.0
+
+    def plus(self, other: "Distribution") -> "Distribution":
+        """Both together, exactly."""
+        buckets = dict(self.buckets)
+        for index, count in other.buckets.items():
+            buckets[index] = buckets.get(index, 0) + count
+        return Distribution(buckets, self.total + other.total, max(self.largest, other.largest))
+
+    def minus(self, earlier: "Distribution") -> "Distribution":
+        """What came since `earlier`. Its largest value is known to within `RELATIVE_ERROR` only."""
+        buckets = {
+            index: count - earlier.buckets.get(index, 0)
+            for index, count in self.buckets.items()
+            if count > earlier.buckets.get(index, 0)
+        }
+        largest = min(_middle(max(buckets)), self.largest) if buckets else 0.0
+        return Distribution(buckets, max(0.0, self.total - earlier.total), largest)
+
+
+def _middle(index: int) -> float:
+    # The point of the bucket whose distance to both ends is the same share of them.
+    return 2 * _GAMMA ** (index - _OFFSET + 1) / (_GAMMA + 1) if index else 0.0
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """Everything counted up to one moment; adds up over workers, and subtracts over time."""
+
+    counts: dict[Key, float] = field(default_factory=dict[Key, float])
+    distributions: dict[Key, Distribution] = field(default_factory=dict[Key, Distribution])
+
+    def plus(self, other: "Snapshot") -> "Snapshot":
+        """The sum of both."""
+        counts = dict(self.counts)
+        for key, value in other.counts.items():
+            counts[key] = counts.get(key, 0) + value
+        distributions = dict(self.distributions)
+        for key, more in other.distributions.items():
+            distributions[key] = distributions[key].plus(more) if key in distributions else more
+        return Snapshot(counts, distributions)
+
+    def minus(self, earlier: "Snapshot") -> "Snapshot":
+        """What came since `earlier`."""
+        nothing = Distribution()
+        return Snapshot(
+            {key: value - earlier.counts.get(key, 0) for key, value in self.counts.items()},
+            {key: held.minus(earlier.distributions.get(key, nothing)) for key, held in self.distributions.items()},
+        )
+
+    def count(self, family: str, **labels: str) -> float:
+        """The sum over all series of `family` that have these label values."""
+        wanted = _positions(family, labels)
+        return sum(
+            value
+            for key, value in self.counts.items()
+            if key[0] == family and all(key[at] == label for at, label in wanted)
+        )
+
+    def distribution(self, family: str, **labels: str) -> Distribution:
+        """All series of `family` that have these label values, as one distribution."""
+        wanted = _positions(family, labels)
+        found = Distribution()
+        for key, held in self.distributions.items():
+            if key[0] == family and all(key[at] == label for at, label in wanted):
+                found = found.plus(held)
+        return found
+
+    def encode(self) -> bytes:
+        """Bytes that `decode` reads, in any process of this version."""
+        return to_json(
+            {
+                "counts": [[key, value] for key, value in self.counts.items()],
+                "distributions": [
+                    [key, list(held.buckets), list(held.buckets.values()), held.total, held.largest]
+                    for key, held in self.distributions.items()
+                ],
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Snapshot":
+        """The snapshot that `encode` wrote. Raises `ValueError` for anything else."""
+        read: Any = from_json(data)
+        try:
+            return cls(
+                {tuple(key): value for key, value in read["counts"]},
+                {
+                    tuple(key): Distribution(dict(zip(places, counts, strict=True)), total, largest)
+                    for key, places, counts, total, largest in read["distributions"]
+                },
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError("these bytes are not a snapshot") from error
+
+
+def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """The sum of all `snapshots`."""
+    total = Snapshot()
+    for snapshot in snapshots:
+        total = total.plus(snapshot)
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What a name stands for: its labels in order, its unit and its meaning."""
+
+    name: str
+    kind: Literal["counter", "histogram"]
+    labels: tuple[str, ...]
+    help: str
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family("requests", "counter", ("route", "status"), "HTTP requests answered, by status class."),
+        Family("response_seconds", "histogram", ("route",), "Seconds from a request's first byte to its last."),
+        Family("overhead_seconds", "histogram", ("route",), "Seconds of a request without those of the model."),
+        Family("first_token_seconds", "histogram", ("provider", "model"), "Seconds until the first streamed text."),
+        Family("model_calls", "counter", ("provider", "model", "outcome"), "Runs of a model, by outcome."),
+        Family("model_retries", "counter", ("provider", "model"), "Model requests that were sent again."),
+        Family("model_seconds", "histogram", ("provider", "model"), "Seconds that a run of a model took."),
+        Family("model_tokens", "counter", ("provider", "model", "direction"), "Tokens that providers counted."),
+        Family("model_cost_usd", "counter", ("provider", "model"), "Dollars, where the price is known."),
+        Family("database_wait_seconds", "histogram", (), "Seconds that a transaction waited for its connection."),
+        Family("loop_lag_seconds", "histogram", (), "Seconds that the event loop came late to a timer."),
+    )
+}
+"""Every family that is measured. Names stay as they are: dashboards and alerts are written against them."""
+
+
+def _positions(family: str, labels: Mapping[str, str]) -> list[tuple[int, str]]:
+    names = FAMILIES[family].labels
+    return [(names.index(name) + 1, value) for name, value in labels.items()]
+
+
+class Route:
+    """The series of one route, held together so that one request costs one look-up."""
+
+    __slots__ = ("overhead", "response", "statuses")
+
+    def __init__(self, statuses: Sequence[Counter], response: Histogram, overhead: Histogram) -> None:
+        self.statuses = statuses
+        self.response = response
+        self.overhead = overhead
+
+
+class Metrics:
+    """All that one worker counts. Made once a process and handed to every room through plain callables.
+
+    A family keeps at most `max_series` series; what would be one more counts under `other`.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = monotonic, max_series: int = 500) -> None:
+        self.in_flight = 0
+        self._clock = clock
+        self._max_series = max_series
+        self._counters: dict[Key, Counter] = {}
+        self._histograms: dict[Key, Histogram] = {}
+        self._sizes: dict[str, int] = {}
+        self._routes: dict[str, Route] = {}
+        self._past: deque[tuple[float, Snapshot]] = deque()
+        self.started_at = clock()
+
+    def counter(self, family: str, *labels: str) -> Counter:
+        """The counter of these label values, made where it is new."""
+        key = (family, *labels)
+        found = self._counters.get(key)
+        if found is None:
+            key = self._admit(key, self._counters)
+            found = self._counters.setdefault(key, Counter())
+        return found
+
+    def histogram(self, family: str, *labels: str) -> Histogram:
+        """The histogram of these label values, made where it is new."""
+        key = (family, *labels)
+        found = self._histograms.get(key)
+        if found is None:
+            key = self._admit(key, self._histograms)
+            found = self._histograms.setdefault(key, Histogram())
+        return found
+
+    def record_request(self, route: str, status: int, elapsed_s: float, model_s: float = 0.0) -> None:
+        """Count one answered request. `route` is a template such as `GET /items/{id}`, never a path."""
+        series = self._routes.get(route)
+        if series is None:
+            series = self._add_route(route)
+        series.statuses[status // 100 if 100 <= status < 600 else 5].value += 1
+        series.response.record(elapsed_s)
+        series.overhead.record(elapsed_s - model_s)
+
+    def record_model_call(
+        self,
+        provider: str,
+        model: str,
+        *,
+        outcome: Literal["ok", "error", "cancelled"],
+        seconds: float,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        cost_usd: float | None = None,
+    ) -> None:
+        """Count one run of a model, however it ended."""
+        self.counter("model_calls", provider, model, outcome).add()
+        self.histogram("model_seconds", provider, model).record(seconds)
+        if input_tokens:
+            self.counter("model_tokens", provider, model, "input").add(input_tokens)
+        if output_tokens:
+            self.counter("model_tokens", provider, model, "output").add(output_tokens)
+        if cost_usd:
+            self.counter("model_cost_usd", provider, model).add(cost_usd)
+
+    def snapshot(self) -> Snapshot:
+        """Everything counted so far, as a copy."""
+        return Snapshot(
+            {key: counter.value for key, counter in self._counters.items()},
+            {
+                key: Distribution(held.buckets.copy(), held.total, held.largest)
+                for key, held in self._histograms.items()
+            },
+        )
+
+    def keep(self, *, every_s: float = 5.0) -> None:
+        """Remember this moment for the windows, if `every_s` have gone by; at most an hour of moments stays.
+
+        The last five minutes stay in full, what is older in steps of a minute.
+        """
+        now = self._clock()
+        if self._past and now - self._past[-1][0] < every_s:
+            return
+        self._past.append((now, self.snapshot()))
+        kept: list[tuple[float, Snapshot]] = []
+        for at, snapshot in self._past:
+            age = now - at
+            if age > 3660 or (age > 310 and kept and at - kept[-1][0] < 60):
+                continue
+            kept.append((at, snapshot))
+        self._past = deque(kept)
+
+    def since(self, window_s: float) -> tuple[Snapshot, float]:
+        """What came in the last `window_s` seconds, and how many seconds that really are.
+
+        Before the server is that old, it is everything since the start.
+        """
+        now = self._clock()
+        current = self.snapshot()
+        baseline: tuple[float, Snapshot] | None = None
+        for at, snapshot in self._past:
+            if now - at < window_s:
+                break
+            baseline = (at, snapshot)
+        if baseline is None or now - self.started_at <= window_s:
+            return current, max(now - self.started_at, 1e-9)
+        return current.minus(baseline[1]), now - baseline[0]
+
+    def _add_route(self, route: str) -> Route:
+        if len(self._routes) >= self._max_series:
+            route = OTHER
+        statuses = [self.counter("requests", route, f"{hundred or 1}xx") for hundred in range(6)]
+        series = Route(statuses, self.histogram("response_seconds", route), self.histogram("overhead_seconds", route))
+        self._routes[route] = series
+        return series
+
+    def _admit(self, key: Key, series: Mapping[Key, object]) -> Key:
+        family = FAMILIES[key[0]]
+        if len(key) - 1 != len(family.labels):
+            raise ValueError(f"{family.name} has the labels {family.labels}, got {key[1:]}")
+        size = self._sizes.get(family.name, 0)
+        # A route has six series of its status classes.
+        if size >= self._max_series * 6:
+            key = (family.name, *(OTHER for _ in family.labels))
+        if key not in series:
+            self._sizes[family.name] = size + 1
+        return key

@@ -1,0 +1,136 @@
+"""Counts are exact, percentiles are within one per cent, sums are sums, windows are windows."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.core.metrics import OTHER, Histogram, Metrics, Snapshot, merge
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _true_percentile(values: list[float], q: float) -> float:
+    return sorted(values)[int(q * (len(values) - 1))]
+
+
+def _held(values: list[float]) -> Snapshot:
+    metrics = Metrics()
+    for value in values:
+        metrics.histogram("database_wait_seconds").record(value)
+    return metrics.snapshot()
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(1e-5, 1e6), min_size=1, max_size=300), st.sampled_from([0.0, 0.5, 0.95, 0.99, 1.0]))
+def test_any_percentile_of_any_values_is_within_one_per_cent(values: list[float], q: float) -> None:
+    measured = _held(values).distribution("database_wait_seconds")
+    assert measured.count == len(values)
+    assert measured.percentile(q) == pytest.approx(_true_percentile(values, q), rel=0.01)
+    assert measured.total == pytest.approx(sum(values))
+    assert measured.largest == max(values)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda random: random.lognormvariate(-3, 1.2),
+        lambda random: random.expovariate(4),
+        lambda random: random.uniform(0.001, 2),
+        lambda random: random.choice([0.002, 30.0]),
+    ],
+    ids=["lognormal", "exponential", "uniform", "two-peaks"],
+)
+def test_known_distributions_come_out_within_one_per_cent(draw: Callable[[random.Random], float]) -> None:
+    source = random.Random(7)
+    values = [draw(source) for _ in range(20_000)]
+    measured = _held(values).distribution("database_wait_seconds")
+    for q in (0.5, 0.95, 0.99, 0.999):
+        assert measured.percentile(q) == pytest.approx(_true_percentile(values, q), rel=0.01)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.floats(1e-5, 1e6), max_size=50), min_size=1, max_size=6))
+def test_the_sum_of_workers_is_as_if_one_had_counted_all(parts: list[list[float]]) -> None:
+    together = _held([value for part in parts for value in part])
+    summed = merge(Snapshot.decode(_held(part).encode()) for part in parts)
+    left = summed.distribution("database_wait_seconds")
+    right = together.distribution("database_wait_seconds")
+    assert left.buckets == right.buckets
+    assert left.total == pytest.approx(right.total)
+    assert left.largest == right.largest
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-9, float("nan"), float("inf"), 1e300])
+def test_odd_values_are_counted_and_break_nothing(value: float) -> None:
+    histogram = Histogram()
+    histogram.record(value)
+    assert sum(histogram.buckets.values()) == 1
+    assert 0 <= histogram.total <= 1e9
+
+
+def test_requests_are_counted_by_route_and_status_class() -> None:
+    metrics = Metrics()
+    for status in (200, 201, 404, 500, 503):
+        metrics.record_request("POST /x", status, 0.1, 0.08)
+    metrics.record_request("GET /y", 200, 0.2)
+    snapshot = metrics.snapshot()
+    assert snapshot.count("requests") == 6
+    assert snapshot.count("requests", route="POST /x", status="5xx") == 2
+    assert snapshot.count("requests", status="2xx") == 3
+    assert snapshot.distribution("response_seconds", route="POST /x").count == 5
+    assert snapshot.distribution("overhead_seconds", route="POST /x").percentile(0.5) == pytest.approx(0.02, rel=0.01)
+
+
+def test_labels_are_bounded_and_nothing_is_lost() -> None:
+    metrics = Metrics(max_series=10)
+    for number in range(1000):
+        metrics.record_request(f"GET /{number}", 200, 0.1)
+        metrics.counter("model_retries", "p", f"m{number}").add()
+    snapshot = metrics.snapshot()
+    assert snapshot.count("requests") == 1000
+    assert snapshot.count("requests", route=OTHER) == 990
+    assert snapshot.count("model_retries") == 1000
+    assert len(snapshot.counts) < 200
+
+
+def test_windows_hold_what_came_in_them() -> None:
+    clock = Clock()
+    metrics = Metrics(clock=clock)
+    for _ in range(4000):  # one request a second, for 66 minutes
+        metrics.keep()
+        metrics.record_request("GET /x", 200, 0.1)
+        clock.now += 1
+    for window_s in (60, 300, 3600):
+        recent, seconds = metrics.since(window_s)
+        assert window_s <= seconds <= window_s + 65
+        assert recent.count("requests") == pytest.approx(seconds, abs=1)
+        assert recent.distribution("response_seconds").count == recent.count("requests")
+    assert metrics.snapshot().count("requests") == 4000
+
+
+def test_a_young_server_answers_with_all_it_has() -> None:
+    clock = Clock()
+    metrics = Metrics(clock=clock)
+    clock.now += 10
+    metrics.record_request("GET /x", 200, 0.1)
+    recent, seconds = metrics.since(60)
+    assert (recent.count("requests"), seconds) == (1, 10)
+
+
+def test_a_series_with_the_wrong_labels_is_refused() -> None:
+    with pytest.raises(ValueError, match="labels"):
+        Metrics().counter("requests", "GET /x")
+
+
+def test_foreign_bytes_are_no_snapshot() -> None:
+    with pytest.raises(ValueError):
+        Snapshot.decode(b'{"a": 1}')
