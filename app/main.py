@@ -14,7 +14,7 @@ from app import __version__
 from app.api import health
 from app.api.front_door import FrontDoor
 from app.api.problems import add_problem_handlers
-from app.api.v1 import agent, auth
+from app.api.v1 import agent, auth, performance
 from app.config import Settings, load_settings
 from app.errors import BadConfiguration
 from app.logs import configure_logging
@@ -26,7 +26,7 @@ def create_app(settings: Settings) -> FrontDoor:
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncGenerator[None]:
-        async with open_runtime(settings) as runtime:
+        async with open_runtime(settings, door.metrics) as runtime:
             api.state.runtime = runtime
             yield
 
@@ -40,7 +40,7 @@ def create_app(settings: Settings) -> FrontDoor:
         docs_url="/docs" if public else None,
         redoc_url=None,
     )
-    for router in (health.router, auth.router, agent.router):
+    for router in (health.router, auth.router, agent.router, performance.router):
         api.include_router(router)
     add_problem_handlers(api)
     if settings.enable_response_compression:
@@ -55,7 +55,8 @@ def create_app(settings: Settings) -> FrontDoor:
         )
     if settings.answered_hosts:
         api.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.answered_hosts))
-    return FrontDoor(api, max_body_bytes=settings.max_request_bytes)
+    door = FrontDoor(api, max_body_bytes=settings.max_request_bytes)
+    return door
 
 
 def _app_from_environment() -> FrontDoor:

@@ -4,23 +4,26 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.config import Settings
 from app.core.callers import Callers
+from app.core.metrics import Metrics
 from app.core.run_log import RunLog
 from app.core.security import PasswordHasher, TokenSigner, generate_password, signing_key
+from app.core.vitals import watch_loop
 from app.db import schema
 from app.db.async_session import Database, open_database
 from app.db.users import create_first_admin
 from app.errors import MnemosineError
 
 if TYPE_CHECKING:
+    from app.core.agent_pool import AgentPool
     from app.core.agents import Agents
     from app.core.prompt_service import PromptService
 
@@ -44,6 +47,9 @@ class Runtime:
     callers: Callers
     passwords: PasswordHasher
     runs: RunLog
+    metrics: Metrics
+    parts: dict[str, Callable[[], Mapping[str, Any]]]
+    """What rooms say of themselves in the performance API: `agent_pool` and `cache`, in the contract's words."""
     agent_room: asyncio.Future[AgentRoom]
     """Await it through `asyncio.shield`: it is everybody's."""
     started_at: float
@@ -89,11 +95,18 @@ async def prepare(settings: Settings) -> FirstStart | None:
 
 
 @asynccontextmanager
-async def open_runtime(settings: Settings) -> AsyncGenerator[Runtime]:
+async def open_runtime(settings: Settings, metrics: Metrics | None = None) -> AsyncGenerator[Runtime]:
     """Open every resource of one worker and close them in reverse, whatever happens in between."""
+    metrics = metrics or Metrics()
+    parts: dict[str, Callable[[], Mapping[str, Any]]] = {"agent_pool": dict, "cache": dict}
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
-            open_database(settings.database_url, pool_size=settings.db_pool_size, max_overflow=settings.db_max_overflow)
+            open_database(
+                settings.database_url,
+                pool_size=settings.db_pool_size,
+                max_overflow=settings.db_max_overflow,
+                on_wait=metrics.histogram("database_wait_seconds").record,
+            )
         )
         passwords = PasswordHasher()
         stack.push_async_callback(passwords.aclose)
@@ -103,20 +116,31 @@ async def open_runtime(settings: Settings) -> AsyncGenerator[Runtime]:
         runs.start()
         # First the opening task ends, then what it opened is closed.
         room_stack = await stack.enter_async_context(AsyncExitStack())
-        agent_room = asyncio.create_task(_open_agent_room(settings, runs, room_stack), name="agent-room")
+        agent_room = asyncio.create_task(
+            _open_agent_room(settings, runs, metrics, parts, room_stack), name="agent-room"
+        )
         stack.push_async_callback(_end, agent_room)
+        stack.push_async_callback(_end, asyncio.create_task(watch_loop(metrics), name="loop-watch"))
         yield Runtime(
             settings=settings,
             database=database,
             callers=Callers(database, passwords, tokens),
             passwords=passwords,
             runs=runs,
+            metrics=metrics,
+            parts=parts,
             agent_room=agent_room,
             started_at=monotonic(),
         )
 
 
-async def _open_agent_room(settings: Settings, runs: RunLog, stack: AsyncExitStack) -> AgentRoom:
+async def _open_agent_room(
+    settings: Settings,
+    runs: RunLog,
+    metrics: Metrics,
+    parts: dict[str, Callable[[], Mapping[str, Any]]],
+    stack: AsyncExitStack,
+) -> AgentRoom:
     await asyncio.to_thread(import_module, "app.core.prompt_service")
     from app.core.agent_pool import AgentPool
     from app.core.agents import Agents
@@ -128,6 +152,7 @@ async def _open_agent_room(settings: Settings, runs: RunLog, stack: AsyncExitSta
     agents = Agents((), default_model=settings.default_model)
     pool = AgentPool(models, capacity=settings.agent_pool_size)
     stack.callback(pool.clear)
+    parts["agent_pool"] = lambda: _pool_numbers(pool)
     try:
         for agent in agents:
             # The first use of a provider imports hundreds of modules; in a thread, it stalls nobody.
@@ -141,6 +166,7 @@ async def _open_agent_room(settings: Settings, runs: RunLog, stack: AsyncExitSta
         runs,
         allowed_models={settings.default_model, "offline"},
         model_timeout_s=settings.model_timeout_seconds,
+        on_model_call=metrics.record_model_call,
     )
     return AgentRoom(agents, prompts)
 
@@ -151,6 +177,20 @@ def _signing_key(settings: Settings) -> bytes:
     return signing_key(settings.data_dir)
 
 
-async def _end(task: asyncio.Task[AgentRoom]) -> None:
+def _pool_numbers(pool: "AgentPool") -> dict[str, Any]:
+    counts = pool.counts
+    asked = counts.hits + counts.misses
+    return {
+        "capacity": pool.capacity,
+        "size": len(pool),
+        "in_use": pool.in_use,
+        "hits": counts.hits,
+        "misses": counts.misses,
+        "evictions": counts.evictions,
+        "hit_ratio": counts.hits / asked if asked else 0.0,
+    }
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

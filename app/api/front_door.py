@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import internal_error, problem
 from app.api.visit import Visit, open_visit
+from app.core.metrics import Metrics
 from app.errors import InvalidRequest, MnemosineError, PayloadTooLarge, UnsupportedMedia
 from app.logs import request_id
 
@@ -30,16 +31,20 @@ SECURITY_HEADERS: _Headers = [
 _API_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'")
 _NO_STORE = (b"cache-control", b"no-store")
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
 
 class FrontDoor:
     """The whole application as uvicorn sees it: `api` with a request id, a clock, bounds and a last resort.
 
     Refuses bodies over `max_body_bytes` while they arrive, compressed bodies, and bodies that take longer than
-    `body_timeout_s` to arrive. What nobody caught becomes a 500 in the one shape.
+    `body_timeout_s` to arrive. What nobody caught becomes a 500 in the one shape. Every request
+    is counted in `metrics`.
     """
 
     def __init__(self, api: "FastAPI", *, max_body_bytes: int, body_timeout_s: float = 30.0) -> None:
         self.api = api
+        self.metrics = Metrics()
         self._inner: ASGIApp = api
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
@@ -53,6 +58,7 @@ class FrontDoor:
         visit = open_visit(scope, headers.get(b"x-request-id"))
         token = request_id.set(visit.request_id)
         reply = _Reply(visit, send)
+        self.metrics.in_flight += 1
         try:
             body = _Body(receive, headers, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
             await self._inner(scope, body.receive, reply.send)
@@ -65,8 +71,20 @@ class FrontDoor:
             await reply.last_resort(problem(scope, internal_error()), scope, receive)
         finally:
             request_id.reset(token)
+            self.metrics.in_flight -= 1
+            self._count(scope, visit, reply.status)
             if _access.isEnabledFor(logging.INFO):
                 _access.info("%s %s %s %.1f ms", scope["method"], scope["path"], reply.status or "-", visit.elapsed_ms)
+
+    def _count(self, scope: Scope, visit: Visit, status: int) -> None:
+        # By the template of the route: paths and methods that a client invents must not become series.
+        route = scope.get("route")
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        name = f"{method} {route.path}" if route is not None else "unmatched"
+        model_ms = visit.stages_ms.get("model")
+        # A failure may have come before, in or after the model; nobody knows how long that took.
+        model_s = None if model_ms is None and status >= 500 else (model_ms or 0.0) / 1000
+        self.metrics.record_request(name, status, visit.elapsed_ms / 1000, model_s)
 
 
 class _Reply:

@@ -280,14 +280,18 @@ class Metrics:
             found = self._histograms.setdefault(key, Histogram())
         return found
 
-    def record_request(self, route: str, status: int, elapsed_s: float, model_s: float = 0.0) -> None:
-        """Count one answered request. `route` is a template such as `GET /items/{id}`, never a path."""
+    def record_request(self, route: str, status: int, elapsed_s: float, model_s: float | None = 0.0) -> None:
+        """Count one answered request. `route` is a template such as `GET /items/{id}`, never a path.
+
+        `model_s` is `None` where nobody knows how much of it was the model's; the overhead is then not recorded.
+        """
         series = self._routes.get(route)
         if series is None:
             series = self._add_route(route)
         series.statuses[status // 100 if 100 <= status < 600 else 5].value += 1
         series.response.record(elapsed_s)
-        series.overhead.record(elapsed_s - model_s)
+        if model_s is not None:
+            series.overhead.record(elapsed_s - model_s)
 
     def record_model_call(
         self,

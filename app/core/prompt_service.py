@@ -1,8 +1,9 @@
 """The story of a prompt, top to bottom: agent, model, record, answer."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import perf_counter
+from typing import Any
 
 from pydantic_ai import ModelSettings
 from pydantic_core import to_jsonable_python
@@ -30,12 +31,14 @@ class PromptService:
         *,
         allowed_models: Iterable[str],
         model_timeout_s: float,
+        on_model_call: Callable[..., None] | None = None,
     ) -> None:
         self._agents = agents
         self._pool = pool
         self._runs = runs
         self._allowed_models = frozenset(allowed_models) | {agent.model for agent in agents}
         self._model_timeout_s = model_timeout_s
+        self._on_model_call = on_model_call
 
     async def answer(self, caller: Caller, question: Question) -> Answer:
         """The agent's answer to `question`.
@@ -59,7 +62,29 @@ class PromptService:
                 return answer
 
     async def _run(self, run_id: str, entry: PooledAgent, question: Question) -> Answer:
+        """Run the agent and count it, however it ends."""
         provider = provider_of(entry.model)
+        started = perf_counter()
+        counted: dict[str, Any] = {"outcome": "error"}
+        try:
+            answer = await self._ask(run_id, entry, question, provider)
+            cost = answer.cost_usd
+            counted = {
+                "outcome": "ok",
+                "input_tokens": answer.usage.input_tokens,
+                "output_tokens": answer.usage.output_tokens,
+                "cost_usd": None if cost is None else float(cost),
+            }
+        except asyncio.CancelledError:
+            counted = {"outcome": "cancelled"}
+            raise
+        else:
+            return answer
+        finally:
+            if self._on_model_call is not None:
+                self._on_model_call(provider, entry.model_name, seconds=perf_counter() - started, **counted)
+
+    async def _ask(self, run_id: str, entry: PooledAgent, question: Question, provider: str) -> Answer:
         started = perf_counter()
         try:
             async with asyncio.timeout(self._model_timeout_s):
