@@ -147,7 +147,7 @@ class WindowReply(BaseModel):
     model_errors: int
 
 
-_EXAMPLE_MS = {"count": 1000, "mean": 412.7, "p50": 380.2, "p95": 812.0, "p99": 1204.5, "max": 1630.1}
+_EXAMPLE_MS: dict[str, Any] = {"count": 1000, "mean": 412.7, "p50": 380.2, "p95": 812.0, "p99": 1204.5, "max": 1630.1}
 
 
 class MetricsReply(BaseModel):
@@ -229,7 +229,9 @@ async def metrics(caller: CurrentCaller, runtime: RuntimeDep) -> MetricsReply:
     now = runtime.metrics.snapshot()
     uptime_s = monotonic() - runtime.started_at
     pool = runtime.database.pool_status()
-    windows = {window: _window(*runtime.metrics.since(seconds)) for window, seconds in WINDOWS_S.items()}
+    windows: dict[Window, WindowReply] = {
+        window: _window(*runtime.metrics.since(seconds)) for window, seconds in WINDOWS_S.items()
+    }
     return MetricsReply(
         scope=ScopeReply(workers=1, replicas=1),
         uptime_seconds=round(uptime_s, 3),
