@@ -40,7 +40,7 @@ def create_app(settings: Settings) -> FrontDoor:
         docs_url="/docs" if public else None,
         redoc_url=None,
     )
-    for router in (health.router, auth.router, agent.router, performance.router):
+    for router in (health.router, auth.router, agent.router, performance.router, performance.prometheus):
         api.include_router(router)
     add_problem_handlers(api)
     if settings.enable_response_compression:

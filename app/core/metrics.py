@@ -98,6 +98,18 @@ class Distribution:
                 return min(_middle(index), self.largest)
         return 0.0
 
+    def up_to(self, bounds: Sequence[float]) -> list[tuple[float, int]]:
+        """For each of the rising `bounds`, how many values are at most that; within `RELATIVE_ERROR` of the bound."""
+        counted: list[tuple[float, int]] = []
+        places = sorted(self.buckets)
+        at = seen = 0
+        for bound in bounds:
+            while at < len(places) and _middle(places[at]) <= bound:
+                seen += self.buckets[places[at]]
+                at += 1
+            counted.append((bound, seen))
+        return counted
+
     def plus(self, other: "Distribution") -> "Distribution":
         """Both together, exactly."""
         buckets = dict(self.buckets)

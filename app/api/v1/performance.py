@@ -6,18 +6,21 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic, perf_counter
 from typing import Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from app import __version__
 from app.api.dependencies import CurrentCaller, RuntimeDep
 from app.api.json_route import JsonRoute
+from app.core.exposition import CONTENT_TYPE, render
 from app.core.metrics import WINDOWS_S, Distribution, Snapshot, Window
 from app.core.vitals import Vitals, read_vitals
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, NotAuthenticated
 from app.runtime import Runtime
 
 router = APIRouter(prefix="/api/v1/performance", tags=["performance"], route_class=JsonRoute)
+prometheus = APIRouter(tags=["performance"])
+"""`/metrics` alone stands outside of `/api/v1`."""
 
 CHECK_TIMEOUT_S = 0.5
 SLOW_LOOP_S = 0.25
@@ -255,6 +258,35 @@ async def metrics(caller: CurrentCaller, runtime: RuntimeDep) -> MetricsReply:
         ),
         windows=windows,
     )
+
+
+@prometheus.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def prometheus_metrics(runtime: RuntimeDep, request: Request) -> Response:
+    """Give the numbers of `/performance/metrics` as Prometheus text; without login where bound to loopback."""
+    if not runtime.settings.metrics_open:
+        scheme, _, credential = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not credential:
+            raise NotAuthenticated("send Authorization: Bearer with a token or an API key")
+        await runtime.callers.recognise(credential)
+    vitals = await asyncio.to_thread(read_vitals, runtime.settings.data_dir)
+    connections = runtime.database.pool_status()
+    agents = runtime.parts["agent_pool"]()
+    gauges: dict[str, float] = {
+        "workers": 1,
+        "uptime_seconds": monotonic() - runtime.started_at,
+        "requests_in_flight": runtime.metrics.in_flight,
+        "process_resident_bytes": vitals.rss_bytes,
+        "process_open_files": vitals.open_files,
+        "system_cpu_percent": vitals.cpu_percent,
+        "system_memory_percent": vitals.memory.percent,
+        "system_disk_percent": vitals.disk.percent,
+        "database_connections": connections.pool_size,
+        "database_connections_checked_out": connections.checked_out,
+        "database_connections_overflow": connections.overflow,
+        "agent_pool_size": agents.get("size", 0),
+        "agent_pool_in_use": agents.get("in_use", 0),
+    }
+    return Response(render(runtime.metrics.snapshot(), gauges), media_type=CONTENT_TYPE)
 
 
 @router.get("/health-detailed", responses={503: {"model": HealthReply}})
