@@ -164,6 +164,7 @@ def main() -> None:
     rounds = options.rounds or (5 if options.full else 2)
     seconds = options.seconds or (5.0 if options.full else 1.5)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped
     results = measure(SUBJECTS, rounds=rounds, seconds=seconds, starts=5 if options.full else 2)
     results["command"] = " ".join(["python -m benchmarks", *sys.argv[1:]])
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
