@@ -1,7 +1,7 @@
 """Live models, made from names such as `openai-chat:gpt-5-mini`, and their failures in our words."""
 
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import httpx2
 from pydantic_ai import exceptions
@@ -9,7 +9,11 @@ from pydantic_ai.models import Model, create_async_httpx2_client, infer_model
 from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 
 from app.core import offline_model
+from app.core.openai_chat import LeanChatModel, ProviderHttp, is_covered
 from app.errors import BadConfiguration, LimitExceeded, MnemosineError, ProviderBusy, ProviderFailed, ProviderTimeout
+
+if TYPE_CHECKING:
+    from pydantic_ai.models.openai import OpenAIChatModel
 
 
 class Models:
@@ -23,6 +27,7 @@ class Models:
     def __init__(self) -> None:
         self._models: dict[str, Model[Any]] = {}
         self._client: httpx2.AsyncClient | None = None
+        self._http: ProviderHttp | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -43,14 +48,17 @@ class Models:
         """Forget the models and close their connections."""
         self._models.clear()
         client, self._client = self._client, None
+        http, self._http = self._http, None
         if client is not None:
             await client.aclose()
+        if http is not None:
+            await http.aclose()
 
     def _make(self, name: str) -> Model[Any]:
         if name == offline_model.NAME:
             return offline_model.OfflineModel()
         try:
-            return infer_model(name, self._provider)
+            return self._lean(infer_model(name, self._provider))
         except (exceptions.UserError, ValueError) as error:
             raise BadConfiguration(
                 f"model {name!r} cannot be used: {_first_line(error)} (valid: openai-chat:gpt-5-mini, offline)"
@@ -61,6 +69,14 @@ class Models:
                 f"model {name!r} needs a package that is not installed: "
                 f"pip install 'mnemosine[{provider.removesuffix('-vertex')}]'"
             ) from error
+
+    def _lean(self, model: Model[Any]) -> Model[Any]:
+        """Our own HTTP beneath a model that speaks OpenAI chat; any other model as it is."""
+        if not is_covered(model):
+            return model
+        if self._http is None:
+            self._http = ProviderHttp()
+        return LeanChatModel(cast("OpenAIChatModel", model), self._http)
 
     def _provider(self, name: str) -> Provider[Any]:
         if name.startswith("gateway/"):

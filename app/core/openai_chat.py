@@ -1,0 +1,384 @@
+"""Providers that speak OpenAI chat, over our own HTTP: Pydantic AI maps messages, aiohttp carries bytes."""
+
+# pyright: reportPrivateUsage=false
+# The SDK's own request and response building is what makes ours equal to it; it has no public seam for that.
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any, Self, cast
+from urllib.request import getproxies
+
+import aiohttp
+import httpx2
+from openai import APIConnectionError, APIError, APITimeoutError, AsyncOpenAI, NotGiven, Omit
+from openai._base_client import get_platform
+from openai._models import FinalRequestOptions
+from openai._utils._json import openapi_dumps
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import ValidationError
+from pydantic_ai.exceptions import UnexpectedModelBehavior
+from pydantic_ai.messages import ModelResponse
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.openai._chat_completions import LenientChatCompletion, LenientChatCompletionChunk
+from pydantic_ai.profiles.openai import OpenAIModelProfile
+from pydantic_core import from_json
+
+_FIELDS = [
+    "model",
+    "stream",
+    "service_tier",
+    "messages",
+    "frequency_penalty",
+    "logit_bias",
+    "logprobs",
+    "max_completion_tokens",
+    "max_tokens",
+    "moderation",
+    "parallel_tool_calls",
+    "prediction",
+    "presence_penalty",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "reasoning_effort",
+    "response_format",
+    "seed",
+    "stop",
+    "store",
+    "stream_options",
+    "temperature",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "top_p",
+    "user",
+    "verbosity",
+    "web_search_options",
+]
+"""The fields of a request in the order in which the SDK writes them; a test compares the bytes."""
+
+_KNOWN = frozenset(_FIELDS)
+_OPTIONS: FinalRequestOptions = FinalRequestOptions.construct(method="post", url="/chat/completions")
+_MAX_BODY_BYTES = 64 * 1024 * 1024
+
+PROFILE = OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True)
+"""A stream that ends in order but without a finish reason was cut; without this it counts as complete."""
+
+
+class ProviderHttp:
+    """One TLS context and one pool of connections for every provider of this process that speaks OpenAI chat.
+
+    A TLS context costs 25 ms of CPU, a request over aiohttp a third of one over httpx2 (benchmarks/).
+    Belongs to the event loop that first uses it; `aclose()` it there.
+    """
+
+    def __init__(self, *, connect_s: float = 5.0, first_byte_s: float = 60.0, gap_s: float = 30.0) -> None:
+        self.connect_s = connect_s
+        self.first_byte_s = first_byte_s
+        self.gap_s = gap_s
+        self._tls: ssl.SSLContext = httpx2.create_ssl_context()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def open(self, request: httpx2.Request, body: bytes, *, timeout_s: float | None) -> aiohttp.ClientResponse:
+        """The head of the answer to `request`. Raises what httpx2 would: `TimeoutException`, `TransportError`."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=self._tls, limit=1000, keepalive_timeout=30),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                # Looking for a proxy costs on every request, so it is only done where one is configured.
+                trust_env=bool(getproxies()),
+            )
+        first_byte_s = self.first_byte_s if timeout_s is None else min(self.first_byte_s, timeout_s)
+        connect_s = self.connect_s if timeout_s is None else min(self.connect_s, timeout_s)
+        try:
+            return await self._session.post(
+                str(request.url),
+                data=body,
+                headers=cast("dict[str, str]", request.headers),
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=first_byte_s),
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _as_httpx(error, request) from error
+
+    async def read(self, answer: aiohttp.ClientResponse, request: httpx2.Request) -> bytes:
+        """The whole body, and the connection back in the pool."""
+        try:
+            body = await answer.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _as_httpx(error, request) from error
+        finally:
+            answer.release()
+        if len(body) > _MAX_BODY_BYTES:
+            raise httpx2.RemoteProtocolError("the answer is too large", request=request)
+        return body
+
+    async def chunks(self, answer: aiohttp.ClientResponse, request: httpx2.Request) -> AsyncIterator[bytes]:
+        """The body as it comes; a silence longer than `gap_s` after the first bytes is a read timeout."""
+        gap_s: float | None = None
+        while True:
+            try:
+                async with asyncio.timeout(gap_s):
+                    chunk = await answer.content.readany()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise _as_httpx(error, request) from error
+            if not chunk:
+                return
+            gap_s = self.gap_s
+            yield chunk
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+
+class LeanChatModel(OpenAIChatModel):
+    """Pydantic AI's OpenAI chat model with our HTTP and parsing beneath it: the same bytes, answers and errors.
+
+    What is not covered (an unknown field, a timeout by phases) goes through the SDK's own client.
+    """
+
+    def __init__(self, model: OpenAIChatModel, http: ProviderHttp) -> None:
+        """Take the place of `model`, which `is_covered`."""
+        self._lean: _Client | None = None
+        provider = cast("Any", model.provider)
+        super().__init__(model.model_name, provider=provider, profile=PROFILE, settings=model.settings)
+        self._lean = _Client(cast("AsyncOpenAI", provider.client), http)
+
+    @property
+    def client(self) -> AsyncOpenAI:
+        """What the mapping sends its requests to."""
+        return cast("AsyncOpenAI", self._lean) if self._lean is not None else super().client
+
+    def _validate_completion(self, response: ChatCompletion) -> LenientChatCompletion:
+        if isinstance(response, LenientChatCompletion):
+            return response
+        return super()._validate_completion(response)
+
+    def _process_response(
+        self,
+        response: ChatCompletion | str,
+        *,
+        include_raw_annotations: bool = False,
+        include_unmapped_response_data: bool = False,
+    ) -> ModelResponse:
+        if isinstance(response, ChatCompletion) and not response.choices:
+            # Pydantic AI raises an IndexError for an empty list.
+            raise UnexpectedModelBehavior(f"Invalid response from {self.system} chat completions endpoint: no choices")
+        return super()._process_response(
+            response,
+            include_raw_annotations=include_raw_annotations,
+            include_unmapped_response_data=include_unmapped_response_data,
+        )
+
+
+def is_covered(model: object) -> bool:
+    """Whether `LeanChatModel` may take the place of this model; in doubt it may not."""
+    if type(model) is not OpenAIChatModel or model._profile is not None:
+        return False
+    client = model.client
+    return (
+        type(client) is AsyncOpenAI
+        and client._provider is None
+        and client.workload_identity is None
+        and client._api_key_provider is None
+        and client.custom_auth is None
+        and not client._custom_query
+        and "all" not in getproxies()
+    )
+
+
+class _Client:
+    """The part of `AsyncOpenAI` that Pydantic AI's chat mapping calls."""
+
+    def __init__(self, sdk: AsyncOpenAI, http: ProviderHttp) -> None:
+        self._sdk = sdk
+        self._http = http
+        self._client = sdk._client
+        self._heads: dict[object, httpx2.Request] = {}
+        # The mapping reaches the call as `client.chat.completions.create`.
+        self.chat = self
+        self.completions = self
+
+    @property
+    def base_url(self) -> httpx2.URL:
+        return self._sdk.base_url
+
+    def with_options(self, **_: object) -> Self:
+        # Called to set the SDK's own retries; there are none here.
+        return self
+
+    async def create(
+        self, *, stream: bool, extra_headers: Mapping[str, str], extra_body: object, timeout: object, **fields: object
+    ) -> object:
+        limit: float | None = None
+        if not isinstance(timeout, NotGiven | Omit):
+            if not isinstance(timeout, int | float):
+                return await self._by_sdk(stream, extra_headers, extra_body, timeout, fields)
+            limit = float(timeout)
+        fields["stream"] = stream
+        if fields.keys() - _KNOWN:
+            return await self._by_sdk(stream, extra_headers, extra_body, timeout, fields)
+        body: dict[str, object] = {}
+        for name in _FIELDS:
+            value = fields.get(name, _OMITTED)
+            if not isinstance(value, Omit | NotGiven):
+                body[name] = value
+        if extra_body is not None:
+            if not isinstance(extra_body, dict):
+                return await self._by_sdk(stream, extra_headers, extra_body, timeout, fields)
+            body |= cast("dict[str, object]", extra_body)
+        data = openapi_dumps(body)
+        request = await self._head(extra_headers, timeout)
+        try:
+            answer = await self._http.open(request, data, timeout_s=limit)
+            if not 200 <= answer.status < 300:
+                raise await self._status_error(answer, request)
+            if stream:
+                return _Chunks(self._sdk, self._http, answer, request)
+            raw = await self._http.read(answer, request)
+        except httpx2.TimeoutException as error:
+            raise APITimeoutError(request=request) from error
+        except httpx2.TransportError as error:
+            raise APIConnectionError(request=request) from error
+        return await self._completion(raw, answer, request)
+
+    async def _completion(self, raw: bytes, answer: aiohttp.ClientResponse, request: httpx2.Request) -> object:
+        if answer.content_type.endswith("json"):
+            try:
+                completion = LenientChatCompletion.model_validate(from_json(raw))
+            except ValueError:
+                pass  # The SDK is more lenient, and says better what is wrong.
+            else:
+                if not any(isinstance(choice.message.content, list) for choice in completion.choices):
+                    return completion
+        response = httpx2.Response(answer.status, headers=_headers(answer), content=raw, request=request)
+        return await self._sdk._process_response(
+            cast_to=ChatCompletion, options=_OPTIONS, response=response, stream=False, stream_cls=None
+        )
+
+    async def _status_error(self, answer: aiohttp.ClientResponse, request: httpx2.Request) -> APIError:
+        raw = await self._http.read(answer, request)
+        response = httpx2.Response(answer.status, headers=_headers(answer), content=raw, request=request)
+        return self._sdk._make_status_error_from_response(response)
+
+    async def _head(self, extra_headers: Mapping[str, str], timeout: object) -> httpx2.Request:
+        """URL and headers as the SDK makes them; they are the same for every request with the same extras."""
+        key = (tuple(extra_headers.items()), timeout if isinstance(timeout, int | float) else None)
+        head = self._heads.get(key)
+        if head is None:
+            if self._sdk._platform is None:
+                self._sdk._platform = await asyncio.to_thread(get_platform)
+            options = FinalRequestOptions.construct(
+                method="post",
+                url="/chat/completions",
+                headers=dict(extra_headers),
+                timeout=timeout,
+                json_data={},
+                security={"bearer_auth": True},
+            )
+            head = self._sdk._build_request(options)
+            for name in ("content-length", "host", "connection", "accept-encoding"):
+                head.headers.pop(name, None)
+            if len(self._heads) >= 64:
+                self._heads.clear()
+            self._heads[key] = head
+        return head
+
+    async def _by_sdk(
+        self, stream: bool, extra_headers: object, extra_body: object, timeout: object, fields: dict[str, object]
+    ) -> object:
+        fields["stream"] = stream
+        create = cast("Any", self._sdk.with_options(max_retries=0).chat.completions.create)
+        return await create(**fields, extra_headers=extra_headers, extra_body=extra_body, timeout=timeout)
+
+
+_OMITTED = Omit()
+
+
+class _Chunks:
+    """A stream of chunks, as Pydantic AI consumes the SDK's `AsyncStream`."""
+
+    def __init__(
+        self, sdk: AsyncOpenAI, http: ProviderHttp, answer: aiohttp.ClientResponse, request: httpx2.Request
+    ) -> None:
+        self._sdk = sdk
+        self._http = http
+        self._answer = answer
+        self._request = request
+        self._iterator = self._iterate()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
+        return self._iterator
+
+    async def close(self) -> None:
+        """End the provider's stream; the connection is not used again unless it was read to its end."""
+        self._answer.close()
+
+    async def _iterate(self) -> AsyncGenerator[ChatCompletionChunk]:
+        events = self._sdk._make_sse_decoder().aiter_bytes(self._http.chunks(self._answer, self._request))
+        try:
+            async for event in events:
+                if event.data.startswith("[DONE]"):
+                    break
+                data: Any = event.json() if "\\ud" in event.data else _parsed(event.data)
+                if isinstance(data, dict) and (error := cast("dict[str, Any]", data).get("error")):
+                    message = cast("dict[str, Any]", error).get("message") if isinstance(error, dict) else None
+                    if not isinstance(message, str) or not message:
+                        message = "An error occurred during streaming"
+                    raise APIError(message=message, request=self._request, body=cast("object", error))
+                yield self._chunk(data)
+            async for _ in events:  # the rest of the body, so that the connection can be used again
+                pass
+        except httpx2.TimeoutException as error:
+            raise APITimeoutError(request=self._request) from error
+        except httpx2.TransportError as error:
+            raise APIConnectionError(request=self._request) from error
+        finally:
+            await cast("AsyncGenerator[Any]", events).aclose()
+
+    def _chunk(self, data: object) -> ChatCompletionChunk:
+        try:
+            return LenientChatCompletionChunk.model_validate(data)
+        except ValidationError:
+            return self._sdk._process_response_data(
+                data=data, cast_to=ChatCompletionChunk, response=httpx2.Response(200, request=self._request)
+            )
+
+
+def _parsed(text: str) -> object:
+    try:
+        return from_json(text)
+    except ValueError:
+        return json.loads(text)  # The SDK's own parser, for its own error.
+
+
+def _headers(answer: aiohttp.ClientResponse) -> list[tuple[str, str]]:
+    # The body is decoded by now.
+    skipped = ("content-encoding", "content-length", "transfer-encoding")
+    return [(name, value) for name, value in answer.headers.items() if name.lower() not in skipped]
+
+
+def _as_httpx(error: Exception, request: httpx2.Request) -> httpx2.TransportError:
+    """The same failure in the words that Pydantic AI reads the phase of a failure from."""
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            return httpx2.ConnectTimeout("", request=request)
+        case TimeoutError():
+            return httpx2.ReadTimeout("", request=request)
+        case aiohttp.ClientConnectorError():
+            return httpx2.ConnectError("", request=request)
+        case aiohttp.ClientPayloadError() | aiohttp.ServerDisconnectedError() | aiohttp.ClientResponseError():
+            return httpx2.RemoteProtocolError("", request=request)
+        case _:
+            return httpx2.ReadError("", request=request)
