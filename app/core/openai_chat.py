@@ -277,7 +277,7 @@ class _Client:
                 method="post",
                 url="/chat/completions",
                 headers=dict(extra_headers),
-                timeout=timeout,
+                timeout=cast("float | NotGiven", timeout),
                 json_data={},
                 security={"bearer_auth": True},
             )
@@ -337,7 +337,7 @@ class _Chunks:
                     if not isinstance(message, str) or not message:
                         message = "An error occurred during streaming"
                     raise APIError(message=message, request=self._request, body=cast("object", error))
-                yield self._chunk(data)
+                yield self._chunk(cast("object", data))
             async for _ in events:  # the rest of the body, so that the connection can be used again
                 pass
         except httpx2.TimeoutException as error:
