@@ -18,6 +18,7 @@
     └── Unavailable             503  right now we cannot; try again in `retry_after_s`
         ├── DatabaseUnavailable
         ├── StoreUnavailable
+        ├── ProviderUnavailable
         └── Overloaded
 
 Every error carries a stable `code` (also the last segment of its problem `type`), the HTTP `status` it leaves
@@ -196,6 +197,13 @@ class StoreUnavailable(Unavailable):
 
     code = "store-unavailable"
     title = "Shared store unavailable"
+
+
+class ProviderUnavailable(Unavailable):
+    """The model's provider has been failing, so it is left alone until `retry_after_s`; nothing was sent to it."""
+
+    code = "provider-unavailable"
+    title = "Model provider unavailable"
 
 
 class Overloaded(Unavailable):

@@ -1,5 +1,6 @@
 """Live models, made from names such as `openai-chat:gpt-5-mini`, and their failures in our words."""
 
+from hashlib import sha256
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -10,6 +11,7 @@ from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 
 from app.core import offline_model
 from app.core.openai_chat import LeanChatModel, ProviderHttp, is_covered
+from app.core.provider_guard import GuardedModel, ProviderGuard
 from app.errors import BadConfiguration, LimitExceeded, MnemosineError, ProviderBusy, ProviderFailed, ProviderTimeout
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ class Models:
         self._models: dict[str, Model[Any]] = {}
         self._client: httpx2.AsyncClient | None = None
         self._http: ProviderHttp | None = None
+        self.guards: dict[str, ProviderGuard] = {}
+        """By provider, base URL and credential: who shares these shares an outage."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -58,7 +62,7 @@ class Models:
         if name == offline_model.NAME:
             return offline_model.OfflineModel()
         try:
-            return self._lean(infer_model(name, self._provider))
+            return self._guarded(self._lean(infer_model(name, self._provider)))
         except (exceptions.UserError, ValueError) as error:
             raise BadConfiguration(
                 f"model {name!r} cannot be used: {_first_line(error)} (valid: openai-chat:gpt-5-mini, offline)"
@@ -78,6 +82,13 @@ class Models:
             self._http = ProviderHttp()
         return LeanChatModel(cast("OpenAIChatModel", model), self._http)
 
+    def _guarded(self, model: Model[Any]) -> Model[Any]:
+        identity = provider_identity(model)
+        guard = self.guards.get(identity)
+        if guard is None:
+            guard = self.guards[identity] = ProviderGuard(provider_of(model))
+        return GuardedModel(model, guard)
+
     def _provider(self, name: str) -> Provider[Any]:
         if name.startswith("gateway/"):
             return infer_provider(name)
@@ -96,6 +107,16 @@ def provider_of(model: Model[Any]) -> str:
     return model.system
 
 
+def provider_identity(model: Model[Any]) -> str:
+    """Provider, base URL and a digest of the credential: what two models must have in common to share a client.
+
+    The credential itself never leaves the provider's client.
+    """
+    key = getattr(getattr(model.provider, "client", None), "api_key", None)
+    digest = sha256(key.encode()).hexdigest()[:16] if isinstance(key, str) else "-"
+    return f"{model.system}|{model.base_url or ''}|{digest}"
+
+
 def provider_error(error: Exception, *, provider: str) -> MnemosineError | None:
     """What a failed run means to the caller, or `None` where the failure is not the provider's.
 
@@ -104,6 +125,10 @@ def provider_error(error: Exception, *, provider: str) -> MnemosineError | None:
     match error:
         case MnemosineError():
             return error
+        case exceptions.FallbackExceptionGroup():
+            # Every model of the chain failed; the first is the one that was asked for.
+            first = error.exceptions[0]
+            return provider_error(first, provider=provider) if isinstance(first, Exception) else None
         case exceptions.ModelRateLimitError():
             return ProviderBusy(
                 f"the model provider {provider} is rate-limiting this server", retry_after_s=error.retry_after or 1.0

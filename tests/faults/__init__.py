@@ -1,0 +1,1 @@
+"""What happens to us when what we depend on fails."""
