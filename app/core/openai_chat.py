@@ -166,7 +166,7 @@ class LeanChatModel(OpenAIChatModel):
         include_raw_annotations: bool = False,
         include_unmapped_response_data: bool = False,
     ) -> ModelResponse:
-        if isinstance(response, ChatCompletion) and not response.choices:
+        if isinstance(response, ChatCompletion) and response.choices == []:
             # Pydantic AI raises an IndexError for an empty list.
             raise UnexpectedModelBehavior(f"Invalid response from {self.system} chat completions endpoint: no choices")
         return super()._process_response(

@@ -2,18 +2,22 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 from pydantic_ai import ModelSettings
 from pydantic_core import to_jsonable_python
 
 from app.core.agent_pool import AgentPool, PooledAgent
-from app.core.agents import AgentDefinition, Agents
+from app.core.agents import AgentDefinition, Agents, AnyAgent
+from app.core.direct_run import DirectAgent, tier_of
 from app.core.models import provider_error, provider_of
+from app.core.provider_guard import deadline_at
 from app.core.run import Answer, Caller, Question, RunSettings, Usage, new_run_id
 from app.core.run_log import RunLog
 from app.errors import FieldFault, InvalidFields, MnemosineError, ProviderTimeout
+
+_MAX_RUNNERS = 256
 
 
 class PromptService:
@@ -39,6 +43,7 @@ class PromptService:
         self._allowed_models = frozenset(allowed_models) | {agent.model for agent in agents}
         self._model_timeout_s = model_timeout_s
         self._on_model_call = on_model_call
+        self._runners: dict[int, tuple[AnyAgent, DirectAgent | AnyAgent]] = {}
 
     async def answer(self, caller: Caller, question: Question) -> Answer:
         """The agent's answer to `question`.
@@ -86,9 +91,10 @@ class PromptService:
 
     async def _ask(self, run_id: str, entry: PooledAgent, question: Question, provider: str) -> Answer:
         started = perf_counter()
+        deadline_at.set(monotonic() + self._model_timeout_s)
         try:
             async with asyncio.timeout(self._model_timeout_s):
-                result = await entry.agent.run(
+                result = await self._runner(entry).run(
                     question.message, run_id=run_id, model_settings=_model_settings(question.settings)
                 )
         except TimeoutError as error:
@@ -113,6 +119,17 @@ class PromptService:
             model_s=perf_counter() - started,
             conversation_id=question.conversation_id,
         )
+
+    def _runner(self, entry: PooledAgent) -> DirectAgent | AnyAgent:
+        """What runs this agent: the direct tier where that equals the graph, else the graph."""
+        kept = self._runners.get(id(entry.agent))
+        if kept is None or kept[0] is not entry.agent:
+            if len(self._runners) >= _MAX_RUNNERS:
+                self._runners.clear()
+            direct = tier_of(entry.agent).name == "direct"
+            kept = (entry.agent, DirectAgent(entry.agent, entry.model) if direct else entry.agent)
+            self._runners[id(entry.agent)] = kept
+        return kept[1]
 
     def _model_for(self, definition: AgentDefinition, wanted: str | None) -> str:
         if wanted is None or wanted == definition.model:

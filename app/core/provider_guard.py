@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -27,7 +28,13 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _MAX_RETRY_AFTER_S = 10.0
+_NEEDED_FOR_RETRY_S = 1.0
+"""What must be left until the deadline after the wait; with less, the second call could hardly answer."""
 _BACKOFF_S = 0.25
+
+
+deadline_at: ContextVar[float | None] = ContextVar("deadline_at", default=None)
+"""On the monotonic clock: when the whole run has to be over. A retry that could not be is not begun."""
 
 
 class ProviderGuard:
@@ -170,9 +177,13 @@ class ProviderGuard:
         asked_s = error.retry_after if isinstance(error, ModelHTTPError) else None
         if asked_s is not None and asked_s > _MAX_RETRY_AFTER_S:
             return None
+        wait_s = _BACKOFF_S if asked_s is None else max(asked_s, 0.0)
+        deadline = deadline_at.get()
+        if deadline is not None and monotonic() + wait_s + _NEEDED_FOR_RETRY_S > deadline:
+            return None
         self._saved -= 1.0
         self.retries += 1
-        return _BACKOFF_S if asked_s is None else max(asked_s, 0.0)
+        return wait_s
 
 
 class GuardedModel(WrapperModel):
