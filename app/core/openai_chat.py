@@ -24,6 +24,7 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.models.openai._chat_completions import LenientChatCompletion, LenientChatCompletionChunk
 from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_core import from_json
+from yarl import URL
 
 _FIELDS = [
     "model",
@@ -94,9 +95,9 @@ class ProviderHttp:
         connect_s = self.connect_s if timeout_s is None else min(self.connect_s, timeout_s)
         try:
             return await self._session.post(
-                str(request.url),
+                request.extensions["mnemosine.url"],
                 data=body,
-                headers=cast("dict[str, str]", request.headers),
+                headers=request.extensions["mnemosine.headers"],
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=first_byte_s),
             )
@@ -284,6 +285,12 @@ class _Client:
             head = self._sdk._build_request(options)
             for name in ("content-length", "host", "connection", "accept-encoding"):
                 head.headers.pop(name, None)
+            # Converted once: httpx2's URL and headers cost more to read than the request costs to send.
+            head.extensions = {
+                **head.extensions,
+                "mnemosine.url": URL(str(head.url), encoded=True),
+                "mnemosine.headers": dict(head.headers),
+            }
             if len(self._heads) >= 64:
                 self._heads.clear()
             self._heads[key] = head
