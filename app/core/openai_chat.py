@@ -278,7 +278,7 @@ class _Client:
                 method="post",
                 url="/chat/completions",
                 headers=dict(extra_headers),
-                timeout=cast("float | NotGiven", timeout),
+                timeout=cast("Any", timeout),
                 json_data={},
                 security={"bearer_auth": True},
             )
