@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import statistics
@@ -73,7 +74,7 @@ BEFORE = Subject(
 MNEMOSINE = Subject(
     "mnemosine",
     "mnemosine",
-    ("-c", str(ROOT / "constraints.txt"), str(ROOT)),
+    ("-c", "constraints.txt", str(ROOT)),
     ("-m", "app", "serve", "--port", "{port}", "--workers", "{workers}"),
     {"uncached": PROMPT, "cached": PROMPT, "stream": PROMPT},
     login=True,
@@ -407,10 +408,13 @@ def make_environment(subject: Subject) -> None:
         return
     uv = shutil.which("uv")
     subprocess.run([sys.executable, "-m", "venv", *(["--without-pip"] if uv else []), str(folder)], check=True)
-    install = [uv, "pip", "install", "--compile-bytecode", "-p", str(subject.python)] if uv else None
-    subprocess.run(
-        [*(install or [str(subject.python), "-m", "pip", "install"]), "-q", *subject.requirements], check=True
-    )
+    with_pip = [str(subject.python), "-m", "pip", "install", "-q"]
+    with_uv = [uv, "pip", "install", "-q", "--compile-bytecode", "-p", str(subject.python)] if uv else None
+    with tempfile.TemporaryDirectory() as scratch:
+        # Without its hashes: pip demands one for everything as soon as it sees one, and a folder has none.
+        versions = re.sub(r" *\\\n *--hash=\S+", "", (ROOT / "constraints.txt").read_text())
+        (Path(scratch) / "constraints.txt").write_text(versions)
+        subprocess.run([*(with_uv or with_pip), *subject.requirements], check=True, cwd=scratch)
 
 
 def installed(subject: Subject) -> dict[str, float]:
