@@ -27,9 +27,12 @@ _QUIET_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "anthrop
 _CAPTURED_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "gunicorn.error", "gunicorn.access")
 
 _MASK = "[redacted]"
-# `"?` on both sides of the separator: the same words appear in JSON and in reprs.
+_MAX_MESSAGE_CHARS = 16_384
+_MAX_TRACEBACK_CHARS = 65_536
+# A quote before the separator: the same words appear in JSON and in reprs. Every repetition that may fail is bounded,
+# so that no text takes more than linear time; a test holds that.
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"\b([a-z][a-z0-9+.\-]*://)([^\s/@:]*):[^\s/]*@", re.IGNORECASE), rf"\1\2:{_MASK}@"),
+    (re.compile(r"\b([a-z][a-z0-9+.\-]{0,30}://)([^\s/@:]{0,200}):[^\s/]{0,500}@", re.IGNORECASE), rf"\1\2:{_MASK}@"),
     (re.compile(r"\b(bearer|basic)\s+[^\s,;\"']{6,}", re.IGNORECASE), rf"\1 {_MASK}"),
     (re.compile(r"\beyJ[\w-]{6,}(?:\.[\w-]*){0,4}"), _MASK),
     (re.compile(r"\b(sk|pk|rk|xai|gsk|ghp|github_pat|AIza)[-_]?[A-Za-z0-9][\w-]{14,}"), rf"\1-{_MASK}"),
@@ -37,8 +40,8 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\bmn_[A-Za-z0-9]+_[\w-]{4,}"), f"mn_{_MASK}"),
     (
         re.compile(
-            r"(\b[\w-]*(?:password|passwd|secret|api[_-]?key|access[_-]?token|secret[_-]?key|authorization)"
-            r"[\"']?\s*[:=]\s*)(\"[^\"]*\"|'[^']*'|(?!(?:bearer|basic)\s)[^\s,;&)}\]]+)",
+            r"((?:password|passwd|secret|api[_-]?key|(?:access|refresh|auth|id)[_-]?token|secret[_-]?key|authorization)"
+            r"[\"']?\s{0,4}[:=]\s{0,4})(\"[^\"]*\"|'[^']*'|(?!(?:bearer|basic)\s)[^\s,;&)}\]]+)",
             re.IGNORECASE,
         ),
         rf"\1{_MASK}",
@@ -59,6 +62,10 @@ def _one_line(text: str) -> str:
     return _CONTROL.sub(" ", text)
 
 
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit:,} more characters)"
+
+
 class RedactionFilter(logging.Filter):
     """Render the record, mask its credentials, and flatten it to one line.
 
@@ -71,16 +78,16 @@ class RedactionFilter(logging.Filter):
             message = record.getMessage()
         except Exception:
             message = str(record.msg)
-        record.msg = _one_line(redact(message))
+        record.msg = _one_line(redact(_shortened(message, _MAX_MESSAGE_CHARS)))
         record.args = None
         if record.exc_info and not record.exc_text:
             record.exc_text = "".join(traceback.format_exception(*record.exc_info)).rstrip()
         # The live exception would let a formatter print the raw text again.
         record.exc_info = None
         if record.exc_text:
-            record.exc_text = redact(record.exc_text)
+            record.exc_text = redact(_shortened(record.exc_text, _MAX_TRACEBACK_CHARS))
         if record.stack_info:
-            record.stack_info = redact(record.stack_info)
+            record.stack_info = redact(_shortened(record.stack_info, _MAX_TRACEBACK_CHARS))
         for name, value in _extras(record).items():
             setattr(record, name, _clean(value, name=name))
         if not hasattr(record, "request_id"):
@@ -214,10 +221,10 @@ def _clean(value: object, *, name: str = "", depth: int = 0) -> object:
     if name and _SECRET_NAME.search(name):
         return _MASK
     if isinstance(value, str):
-        return _one_line(redact(value))
+        return _one_line(redact(_shortened(value, _MAX_MESSAGE_CHARS)))
     if depth < 4 and isinstance(value, Mapping):
         mapping = cast("Mapping[object, object]", value)
         return {str(key): _clean(item, name=str(key), depth=depth + 1) for key, item in mapping.items()}
     if depth < 4 and isinstance(value, list | tuple | set | frozenset):
         return [_clean(item, depth=depth + 1) for item in cast("list[object]", value)]
-    return _one_line(redact(str(value)))
+    return _one_line(redact(_shortened(str(value), _MAX_MESSAGE_CHARS)))

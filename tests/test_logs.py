@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -109,6 +110,27 @@ def test_a_secret_name_masks_any_value(json_log: io.StringIO) -> None:
 )
 def test_harmless_text_stays(harmless: str) -> None:
     assert redact(harmless) == harmless
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["a", "a-", "a://", "a://b:", "password", "password ", 'password="', "sk-", "mn_", "mn_a_", "eyJ", "eyJaaaaaa.",
+     "bearer ", "Bearer a", "api_key:", "=", " ", "_", "-", "'", "authorization: "],
+)  # fmt: skip
+def test_no_text_makes_redaction_slow(unit: str) -> None:
+    def duration(length: int) -> float:
+        text = unit * (length // len(unit))
+        began = time.process_time()
+        redact(text)
+        return time.process_time() - began
+
+    assert min(duration(50_000) for _ in range(3)) < 0.5
+
+
+def test_a_huge_message_is_shortened(json_log: io.StringIO) -> None:
+    logging.getLogger("x").info("a" * 1_000_000)
+    assert len(json_log.getvalue()) < 20_000
+    assert "more characters" in json_log.getvalue()
 
 
 def test_a_message_cannot_forge_a_line(root_logger: logging.Logger) -> None:
