@@ -15,7 +15,7 @@ from app.api import health
 from app.api.front_door import FrontDoor
 from app.api.problems import add_problem_handlers
 from app.api.v1 import agent, auth, performance
-from app.config import Settings, load_settings
+from app.config import Settings, export_foreign_variables, load_settings
 from app.errors import BadConfiguration
 from app.logs import configure_logging
 from app.runtime import open_runtime, prepare
@@ -63,6 +63,7 @@ def _app_from_environment() -> FrontDoor:
     """What `uvicorn app.main:app` serves: settings from the environment, the installation made ready at start."""
     try:
         settings = load_settings()
+        export_foreign_variables()
     except BadConfiguration as error:
         print(error.detail, file=sys.stderr)
         raise SystemExit(2) from None

@@ -15,7 +15,7 @@ from app.config import Settings
 from app.core.callers import Callers
 from app.core.metrics import Metrics
 from app.core.run_log import RunLog
-from app.core.security import PasswordHasher, TokenSigner, generate_password, signing_key
+from app.core.security import PasswordHasher, TokenSigner, generate_password, open_data_dir, signing_key
 from app.core.vitals import watch_loop
 from app.db import schema
 from app.db.async_session import Database, open_database
@@ -77,7 +77,7 @@ async def prepare(settings: Settings) -> FirstStart | None:
     Safe to run by several processes at once. Gives the new administrator, or `None` where there is one already.
     Raises `BadConfiguration` or `DatabaseUnavailable`.
     """
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    open_data_dir(settings.data_dir)
     _signing_key(settings)
     await asyncio.to_thread(schema.upgrade, settings.database_url)
     chosen = settings.admin_password.get_secret_value() if settings.admin_password else None
