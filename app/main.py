@@ -14,7 +14,7 @@ from app import __version__
 from app.api import health
 from app.api.front_door import FrontDoor
 from app.api.problems import add_problem_handlers
-from app.api.v1 import agent, auth, performance
+from app.api.v1 import agent, auth, performance, response_cache
 from app.config import Settings, export_foreign_variables, load_settings
 from app.errors import BadConfiguration
 from app.logs import configure_logging
@@ -40,7 +40,14 @@ def create_app(settings: Settings) -> FrontDoor:
         docs_url="/docs" if public else None,
         redoc_url=None,
     )
-    for router in (health.router, auth.router, agent.router, performance.router, performance.prometheus):
+    for router in (
+        health.router,
+        auth.router,
+        agent.router,
+        performance.router,
+        performance.prometheus,
+        response_cache.router,
+    ):
         api.include_router(router)
     add_problem_handlers(api)
     if settings.enable_response_compression:

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from app.config import Settings
+from app.core.cache_service import CacheService
 from app.core.callers import Callers
 from app.core.metrics import Metrics
 from app.core.run_log import RunLog
@@ -21,6 +22,8 @@ from app.db import schema
 from app.db.async_session import Database, open_database
 from app.db.users import create_first_admin
 from app.errors import MnemosineError
+from app.stores.board import Board
+from app.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from app.core.agent_pool import AgentPool
@@ -50,6 +53,7 @@ class Runtime:
     metrics: Metrics
     parts: dict[str, Callable[[], Mapping[str, Any]]]
     """What rooms say of themselves in the performance API: `agent_pool` and `cache`, in the contract's words."""
+    cache: CacheService
     agent_room: asyncio.Future[AgentRoom]
     """Await it through `asyncio.shield`: it is everybody's."""
     started_at: float
@@ -114,12 +118,22 @@ async def open_runtime(settings: Settings, metrics: Metrics | None = None) -> As
         runs = RunLog(database, worker=f"{socket.gethostname()}:{os.getpid()}")
         stack.push_async_callback(runs.aclose)
         runs.start()
+        board = stack.enter_context(Board(settings.data_dir / "board"))
+        cache = CacheService(
+            MemoryStore(max_bytes=settings.cache_max_bytes),
+            board,
+            enabled=settings.cache_enabled,
+            ttl_s=settings.cache_ttl,
+        )
+        cache.start()
         # First the opening task ends, then what it opened is closed.
         room_stack = await stack.enter_async_context(AsyncExitStack())
+        parts["cache"] = cache.numbers
         agent_room = asyncio.create_task(
-            _open_agent_room(settings, runs, metrics, parts, room_stack), name="agent-room"
+            _open_agent_room(settings, runs, cache, metrics, parts, room_stack), name="agent-room"
         )
         stack.push_async_callback(_end, agent_room)
+        stack.push_async_callback(cache.aclose)
         stack.push_async_callback(_end, asyncio.create_task(watch_loop(metrics), name="loop-watch"))
         yield Runtime(
             settings=settings,
@@ -129,6 +143,7 @@ async def open_runtime(settings: Settings, metrics: Metrics | None = None) -> As
             runs=runs,
             metrics=metrics,
             parts=parts,
+            cache=cache,
             agent_room=agent_room,
             started_at=monotonic(),
         )
@@ -137,6 +152,7 @@ async def open_runtime(settings: Settings, metrics: Metrics | None = None) -> As
 async def _open_agent_room(
     settings: Settings,
     runs: RunLog,
+    cache: CacheService,
     metrics: Metrics,
     parts: dict[str, Callable[[], Mapping[str, Any]]],
     stack: AsyncExitStack,
@@ -164,6 +180,7 @@ async def _open_agent_room(
         agents,
         pool,
         runs,
+        cache,
         allowed_models={settings.default_model, "offline"},
         model_timeout_s=settings.model_timeout_seconds,
         on_model_call=metrics.record_model_call,

@@ -2,14 +2,18 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from time import monotonic, perf_counter
 from typing import Any
 
 from pydantic_ai import ModelSettings
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, SystemPromptPart, TextPart, ThinkingPart
 from pydantic_core import to_jsonable_python
 
 from app.core.agent_pool import AgentPool, PooledAgent
 from app.core.agents import AgentDefinition, Agents, AnyAgent
+from app.core.cache_key import CacheKey, cache_key
+from app.core.cache_service import CacheService
 from app.core.direct_run import DirectAgent, tier_of
 from app.core.models import provider_error, provider_of
 from app.core.provider_guard import deadline_at
@@ -32,6 +36,7 @@ class PromptService:
         agents: Agents,
         pool: AgentPool,
         runs: RunLog,
+        cache: CacheService,
         *,
         allowed_models: Iterable[str],
         model_timeout_s: float,
@@ -40,6 +45,8 @@ class PromptService:
         self._agents = agents
         self._pool = pool
         self._runs = runs
+        self._cache = cache
+        self._endpoints: dict[str, str] = {}
         self._allowed_models = frozenset(allowed_models) | {agent.model for agent in agents}
         self._model_timeout_s = model_timeout_s
         self._on_model_call = on_model_call
@@ -53,18 +60,46 @@ class PromptService:
         """
         definition = self._agents.get(question.agent)
         model_name = self._model_for(definition, question.model)
-        with self._pool.lease(definition, model_name=model_name) as entry:
-            run_id = new_run_id()
-            with self._runs.recording(
-                run_id,
-                user_id=caller.id,
-                agent=definition.name,
-                model=model_name,
-                conversation_id=question.conversation_id,
-            ) as record:
-                answer = await self._run(run_id, entry, question)
-                record.answered(answer)
-                return answer
+        run_id = new_run_id()
+
+        async def run() -> Answer:
+            # Leased by the run, not by the caller: whoever shares the run may leave before it ends.
+            with self._pool.lease(definition, model_name=model_name) as entry:
+                return await self._run(run_id, entry, question)
+
+        with self._runs.recording(
+            run_id,
+            user_id=caller.id,
+            agent=definition.name,
+            model=model_name,
+            conversation_id=question.conversation_id,
+        ) as record:
+            answer = await self._cache.get_or_run(
+                self._key(caller, definition, model_name, question),
+                run,
+                # What was said before in a conversation is not part of the key yet.
+                mode=question.cache_mode if question.conversation_id is None else "off",
+                ttl_s=question.cache_ttl_s,
+            )
+            if answer.cache in ("HIT", "COALESCED"):
+                answer = replace(answer, id=run_id)
+            record.answered(answer)
+            return answer
+
+    def _key(self, caller: Caller, definition: AgentDefinition, model_name: str, question: Question) -> CacheKey:
+        endpoint = self._endpoints.get(model_name)
+        if endpoint is None:
+            with self._pool.lease(definition, model_name=model_name) as entry:
+                endpoint = self._endpoints[model_name] = f"{model_name}@{entry.model.base_url or ''}"
+        return cache_key(
+            scope=f"user:{caller.id}",
+            agent=definition.name,
+            revision=definition.revision,
+            models=[endpoint],
+            instructions=definition.instructions,
+            prompt=question.message,
+            settings=asdict(question.settings),
+        )
 
     async def _run(self, run_id: str, entry: PooledAgent, question: Question) -> Answer:
         """Run the agent and count it, however it ends."""
@@ -118,6 +153,7 @@ class PromptService:
             cost_usd=usage.cost,
             model_s=perf_counter() - started,
             conversation_id=question.conversation_id,
+            storable=_storable(result.new_messages(), entry.definition),
         )
 
     def _runner(self, entry: PooledAgent) -> DirectAgent | AnyAgent:
@@ -140,6 +176,25 @@ class PromptService:
                 errors=[FieldFault("model", f"must be one of: {', '.join(sorted(self._allowed_models))}")],
             )
         return wanted
+
+
+def _storable(messages: Iterable[ModelMessage], definition: AgentDefinition) -> bool:
+    """Whether a run may be kept: instructions as defined, text alone, and the provider said that it was complete."""
+    for message in messages:
+        match message:
+            case ModelRequest():
+                # Instructions made for this one run are not in the key.
+                if (message.instructions or None) != (definition.instructions or None):
+                    return False
+                if any(isinstance(part, SystemPromptPart) for part in message.parts):
+                    return False
+            case ModelResponse():
+                # A tool may have written something; anything but text counts as a tool.
+                if not all(isinstance(part, TextPart | ThinkingPart) for part in message.parts):
+                    return False
+                if message.finish_reason != "stop":
+                    return False
+    return True
 
 
 def _model_settings(settings: RunSettings) -> ModelSettings:

@@ -85,6 +85,12 @@ class Answer:
     """Seconds spent waiting for the model, tools included."""
     conversation_id: str | None = None
     cache: CacheState = "MISS"
+    storable: bool = False
+    """Whether the cache may keep it: complete, and no tool was called."""
+    age_s: float = 0.0
+    """Seconds since a kept answer was stored."""
+    ttl_s: float | None = None
+    """Seconds that it stays in the cache; `None` where it is not kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ class RunLog:
         if (answer := recording.answer) is not None:
             row = replace(
                 row,
-                cached=answer.cache == "HIT",
+                cached=answer.cache in ("HIT", "COALESCED"),
                 input_tokens=answer.usage.input_tokens,
                 output_tokens=answer.usage.output_tokens,
                 requests=answer.usage.requests,

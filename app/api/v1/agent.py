@@ -3,7 +3,7 @@
 from decimal import Decimal
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from app.api.dependencies import AgentRoomDep, CurrentCaller
@@ -76,19 +76,53 @@ class PromptReply(BaseModel):
 
 
 @router.post("/agent/prompt")
-async def prompt(body: PromptBody, caller: CurrentCaller, room: AgentRoomDep, request: Request) -> PromptReply:
+async def prompt(
+    body: PromptBody, caller: CurrentCaller, room: AgentRoomDep, request: Request, response: Response
+) -> PromptReply:
     """Ask an agent and wait for its whole answer."""
     if body.stream:
         raise InvalidFields(
             "streaming is not available yet", errors=[FieldFault("stream", "must be false in this version")]
         )
-    answer = await room.prompts.answer(caller, _question(body))
+    answer = await room.prompts.answer(caller, _question(body, request.headers.get("cache-control", "")))
+    response.headers.update(_cache_headers(answer))
     visit = visit_of(request.scope)
-    visit.stages_ms["model"] = answer.model_s * 1000
+    if answer.cache != "HIT":
+        visit.stages_ms["model"] = answer.model_s * 1000
     return _reply(answer, visit.elapsed_ms)
 
 
-def _question(body: PromptBody) -> Question:
+def _cache_headers(answer: Answer) -> dict[str, str]:
+    """How the cache took part, in our word and in those of RFC 9211."""
+    ttl = None if answer.ttl_s is None else f"ttl={max(0, int(answer.ttl_s))}"
+    match answer.cache:
+        case "HIT":
+            status = ["hit", ttl]
+        case "COALESCED":
+            status = ["fwd=miss", "collapsed", ttl]
+        case "MISS":
+            status = ["fwd=miss", ttl and "stored", ttl]
+        case "REFRESH":
+            status = ["fwd=request", ttl and "stored", ttl]
+        case "BYPASS":
+            status = ["fwd=bypass"]
+    headers = {
+        "X-Cache": answer.cache,
+        "Cache-Status": "; ".join(["mnemosine", *(part for part in status if part)]),
+    }
+    if answer.cache == "HIT":
+        headers["Age"] = str(int(answer.age_s))
+    return headers
+
+
+def _cache_mode(asked: CacheMode, cache_control: str) -> CacheMode:
+    directives = {part.strip().lower() for part in cache_control.split(",")}
+    if "no-store" in directives or asked == "off":
+        return "off"
+    return "refresh" if "no-cache" in directives else asked
+
+
+def _question(body: PromptBody, cache_control: str) -> Question:
     chosen = body.model_settings or ModelSettingsBody()
     return Question(
         message=body.message,
@@ -102,7 +136,7 @@ def _question(body: PromptBody) -> Question:
             seed=chosen.seed,
             stop=tuple(chosen.stop) if chosen.stop is not None else None,
         ),
-        cache_mode=body.cache.mode,
+        cache_mode=_cache_mode(body.cache.mode, cache_control),
         cache_ttl_s=body.cache.ttl,
     )
 
