@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.cache_key import cache_key
+from app.core.cache_key import CacheKey, cache_key
 
 BASE: dict[str, Any] = {
     "scope": "user:1",
@@ -34,14 +34,18 @@ OTHER: dict[str, Any] = {
 }
 
 
+def key(**changes: Any) -> CacheKey:
+    ingredients: dict[str, Any] = {**BASE, **changes}
+    return cache_key(**ingredients)
+
+
 @pytest.mark.parametrize("ingredient", sorted(BASE))
 def test_each_ingredient_alone_changes_the_key(ingredient: str) -> None:
-    assert cache_key(**BASE).digest != cache_key(**{**BASE, ingredient: OTHER[ingredient]}).digest
+    assert key().digest != key(**{ingredient: OTHER[ingredient]}).digest
 
 
 def test_the_order_of_json_keys_does_not_change_the_key() -> None:
-    turned = {**BASE, "settings": {"max_tokens": 5, "temperature": 0.1}}
-    assert cache_key(**turned) == cache_key(**BASE)
+    assert key(settings={"max_tokens": 5, "temperature": 0.1}) == key()
 
 
 text = st.text(max_size=20)
@@ -50,5 +54,4 @@ text = st.text(max_size=20)
 @given(text, text, text, text)
 def test_no_two_scopes_give_one_key(scope: str, other: str, prompt: str, other_prompt: str) -> None:
     if scope != other:
-        one = cache_key(**{**BASE, "scope": scope, "prompt": prompt})
-        assert one.digest != cache_key(**{**BASE, "scope": other, "prompt": other_prompt}).digest
+        assert key(scope=scope, prompt=prompt).digest != key(scope=other, prompt=other_prompt).digest
