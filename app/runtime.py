@@ -179,6 +179,7 @@ async def _open_agent_room(
     prompts = PromptService(
         agents,
         pool,
+        models,
         runs,
         cache,
         allowed_models={settings.default_model, "offline"},

@@ -15,7 +15,7 @@ from app.core.agents import AgentDefinition, Agents, AnyAgent
 from app.core.cache_key import CacheKey, cache_key
 from app.core.cache_service import CacheService
 from app.core.direct_run import DirectAgent, tier_of
-from app.core.models import provider_error, provider_of
+from app.core.models import Models, provider_error, provider_of
 from app.core.provider_guard import deadline_at
 from app.core.run import Answer, Caller, Question, RunSettings, Usage, new_run_id
 from app.core.run_log import RunLog
@@ -35,6 +35,7 @@ class PromptService:
         self,
         agents: Agents,
         pool: AgentPool,
+        models: Models,
         runs: RunLog,
         cache: CacheService,
         *,
@@ -44,6 +45,7 @@ class PromptService:
     ) -> None:
         self._agents = agents
         self._pool = pool
+        self._models = models
         self._runs = runs
         self._cache = cache
         self._endpoints: dict[str, str] = {}
@@ -89,8 +91,7 @@ class PromptService:
     def _key(self, caller: Caller, definition: AgentDefinition, model_name: str, question: Question) -> CacheKey:
         endpoint = self._endpoints.get(model_name)
         if endpoint is None:
-            with self._pool.lease(definition, model_name=model_name) as entry:
-                endpoint = self._endpoints[model_name] = f"{model_name}@{entry.model.base_url or ''}"
+            endpoint = self._endpoints[model_name] = f"{model_name}@{self._models.get(model_name).base_url or ''}"
         return cache_key(
             scope=f"user:{caller.id}",
             agent=definition.name,
