@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # What `make serve` passes on, for example: make serve ARGS="--port 9000"
 ARGS ?=
+# What `make load` loads.
+HOST ?= http://127.0.0.1:8000
 # How old a release must be before `make constraints` chooses it: poisoned ones are mostly found within days.
 COOLING ?= 7 days
 
@@ -34,8 +36,13 @@ check: .venv/dev.stamp ## Lint, format and types
 bench: .venv/dev.stamp ## Measure ourselves; see benchmarks/README.md
 	$(BIN)/python -m benchmarks
 
-load: .venv/dev.stamp ## Load a running server, or one of its own
-	$(BIN)/python tests/load_test.py
+load: benchmarks/.venvs/locust.stamp ## Load a running server with locust: make load ADMIN_PASSWORD=... [HOST=http://...]
+	benchmarks/.venvs/locust/bin/locust -f tests/load_test.py --host=$(HOST) --headless --users 10 --spawn-rate 10 --run-time 20s
+
+benchmarks/.venvs/locust.stamp: | python
+	@$(PYTHON) -m venv benchmarks/.venvs/locust
+	@benchmarks/.venvs/locust/bin/python -m pip --disable-pip-version-check --quiet install 'locust>=2.40'
+	@touch $@
 
 soak: .venv/dev.stamp ## The slow tests: leaks, faults and recovery over minutes
 	$(BIN)/python -m pytest -m soak --timeout 3600
