@@ -174,6 +174,36 @@ def create_user(name: str, role: str, password_stdin: bool, env_file: str) -> No
 
 
 @cli.group()
+def agents() -> None:
+    """Look after agent files."""
+
+
+@agents.command("schema")
+def agents_schema() -> None:
+    """Print the JSON schema of an agent file, for editors."""
+    import json
+
+    from app.core.agent_files import schema
+
+    click.echo(json.dumps(schema(), indent=2))
+
+
+@agents.command("reload")
+@_env_file_option
+def agents_reload(env_file: str) -> None:
+    """Check the agents, then have every running worker of DATA_DIR read them again within a second."""
+    import time
+
+    settings = _settings(env_file)
+
+    from app.runtime import RELOAD_STAMP, load_agents
+
+    names = ", ".join(sorted(agent.name for agent in load_agents(settings)))
+    (settings.data_dir / RELOAD_STAMP).write_text(f"0 {time.time_ns()}", encoding="utf-8")
+    click.echo(f"told the workers to read: {names}")
+
+
+@cli.group()
 def db() -> None:
     """Look at the database schema, or bring it up to date."""
 

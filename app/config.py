@@ -212,8 +212,12 @@ else `offline`."""
     """Folder of agent files (YAML or JSON); the name of a file is the name of its agent."""
     agents: Annotated[_Names, AfterValidator(_agents)] = Field((), examples=["my_package.my_module:my_agent"])
     """Pydantic AI agents in Python code, as package.module:attribute, comma-separated."""
+    allowed_capabilities: _Names = Field((), examples=["WebSearch,MCP"])
+    """Capabilities of agent files that reach beyond the model (workspace, MCP, web, ...) and are allowed."""
     agent_pool_size: int = Field(10, ge=1, le=10_000, examples=["10"])
     """Live agents kept ready, per worker; the least recently used one makes room."""
+    provider_max_concurrency: int = Field(1000, ge=1, le=100_000, examples=["1000"])
+    """Runs at once on one model provider, per worker; as many again may wait 10 s for their turn, then 503."""
     agent_idle_seconds: float = Field(600, gt=0, le=86_400, examples=["600"])
     """Seconds after which an unused agent leaves the pool."""
     model_timeout_seconds: float = Field(110, gt=0, le=3600, examples=["110"])

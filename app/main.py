@@ -14,7 +14,7 @@ from app import __version__
 from app.api import health
 from app.api.front_door import FrontDoor
 from app.api.problems import add_problem_handlers
-from app.api.v1 import agent, auth, performance, response_cache
+from app.api.v1 import agent, agents, auth, performance, response_cache
 from app.config import Settings, export_foreign_variables, load_settings
 from app.errors import BadConfiguration
 from app.logs import configure_logging
@@ -44,6 +44,7 @@ def create_app(settings: Settings) -> FrontDoor:
         health.router,
         auth.router,
         agent.router,
+        agents.router,
         performance.router,
         performance.prometheus,
         response_cache.router,

@@ -3,11 +3,14 @@
 import asyncio
 import logging
 import os
+import signal
 import socket
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +35,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+RELOAD_STAMP = "agents.reload"
+"""In the data directory; whoever writes it makes every worker read its agents again."""
+
 
 @dataclass(frozen=True, slots=True)
 class AgentRoom:
     """What needs Pydantic AI. It is imported and made by a thread after the socket is open (about 1 s of CPU)."""
 
     agents: "Agents"
+    pool: "AgentPool"
     prompts: "PromptService"
 
 
@@ -81,6 +88,9 @@ async def prepare(settings: Settings) -> FirstStart | None:
     Safe to run by several processes at once. Gives the new administrator, or `None` where there is one already.
     Raises `BadConfiguration` or `DatabaseUnavailable`.
     """
+    if settings.agents_dir is not None or settings.agents:
+        # A broken agent stops the start here; without any, nothing that is slow to import is imported.
+        await asyncio.to_thread(load_agents, settings)
     open_data_dir(settings.data_dir)
     _signing_key(settings)
     await asyncio.to_thread(schema.upgrade, settings.database_url)
@@ -133,7 +143,10 @@ async def open_runtime(settings: Settings, metrics: Metrics | None = None) -> As
             _open_agent_room(settings, runs, cache, metrics, parts, room_stack), name="agent-room"
         )
         stack.push_async_callback(_end, agent_room)
+        # Runs end before the pool closes under them.
         stack.push_async_callback(cache.aclose)
+        follower = asyncio.create_task(_follow_reloads(settings, agent_room), name="agent-reloads")
+        stack.push_async_callback(_end, follower)
         stack.push_async_callback(_end, asyncio.create_task(watch_loop(metrics), name="loop-watch"))
         yield Runtime(
             settings=settings,
@@ -159,20 +172,27 @@ async def _open_agent_room(
 ) -> AgentRoom:
     await asyncio.to_thread(import_module, "app.core.prompt_service")
     from app.core.agent_pool import AgentPool
-    from app.core.agents import Agents
     from app.core.models import Models
     from app.core.prompt_service import PromptService
 
     models = Models()
     stack.push_async_callback(models.aclose)
-    agents = Agents((), default_model=settings.default_model)
-    pool = AgentPool(models, capacity=settings.agent_pool_size)
-    stack.callback(pool.clear)
-    parts["agent_pool"] = lambda: _pool_numbers(pool)
+    # Reading files and importing modules is a thread's work; the one built-in agent is not.
+    named = settings.agents_dir is not None or settings.agents
+    agents = await asyncio.to_thread(load_agents, settings) if named else load_agents(settings)
+    pool = AgentPool(
+        models,
+        capacity=settings.agent_pool_size,
+        idle_s=settings.agent_idle_seconds,
+        provider_slots=settings.provider_max_concurrency,
+        queue_length=settings.provider_max_concurrency,
+    )
+    stack.push_async_callback(pool.aclose)
+    pool.start()
+    parts["agent_pool"] = pool.numbers
     try:
         for agent in agents:
-            # The first use of a provider imports hundreds of modules; in a thread, it stalls nobody.
-            await asyncio.to_thread(models.get, agent.model)
+            await pool.warm(agent)
     except MnemosineError as error:
         _log.error("no prompt can be answered: %s", error.detail)
         raise
@@ -186,27 +206,75 @@ async def _open_agent_room(
         model_timeout_s=settings.model_timeout_seconds,
         on_model_call=metrics.record_model_call,
     )
-    return AgentRoom(agents, prompts)
+    return AgentRoom(agents, pool, prompts)
+
+
+async def reload_agents(settings: Settings, room: AgentRoom, *, tell_others: bool) -> list[str]:
+    """Take changed agents without a restart; gives the names of those that are new, changed or gone.
+
+    All or nothing: a broken one raises `BadConfiguration` and leaves the old set. Runs that have begun finish on
+    the agent that they began with. `tell_others` makes the other workers of this data directory follow.
+    """
+    before = {agent.name: agent.revision for agent in room.agents}
+    agents = await asyncio.to_thread(load_agents, settings)
+    after = {agent.name: agent.revision for agent in agents}
+    room.agents.replace(agents)
+    room.pool.retire_all_but(agents)
+    if tell_others:
+        (settings.data_dir / RELOAD_STAMP).write_text(f"{os.getpid()} {time.time_ns()}", encoding="utf-8")
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    _log.info("the agents were read again; changed: %s", ", ".join(changed) or "none")
+    return changed
+
+
+async def _follow_reloads(settings: Settings, opening: asyncio.Future[AgentRoom]) -> None:
+    """Reload on SIGHUP and when another process wrote the stamp; what is broken is logged and changes nothing."""
+    hangup = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread, or not POSIX
+        loop.add_signal_handler(signal.SIGHUP, hangup.set)
+    stamp = settings.data_dir / RELOAD_STAMP
+    room = await asyncio.shield(opening)
+    seen = _read_stamp(stamp)
+    while True:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await hangup.wait()
+        now = _read_stamp(stamp)
+        if hangup.is_set() or (now != seen and not now.startswith(f"{os.getpid()} ")):
+            hangup.clear()
+            try:
+                await reload_agents(settings, room, tell_others=False)
+            except MnemosineError as error:
+                _log.error("the agents stay as they were: %s", error.detail)
+        seen = now
+
+
+def _read_stamp(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+
+
+def load_agents(settings: Settings) -> "Agents":
+    """Every agent that `settings` name. Imports the agent stack; raises `BadConfiguration` for a broken one."""
+    from app.core.agent_code import load_agent
+    from app.core.agent_files import read_agent_files
+    from app.core.agents import Agents
+
+    model = settings.default_model
+    found = [load_agent(reference, default_model=model) for reference in settings.agents]
+    if settings.agents_dir is not None:
+        allowed = settings.allowed_capabilities
+        found += read_agent_files(settings.agents_dir, default_model=model, allowed_capabilities=allowed)
+    return Agents(found, default_model=model)
 
 
 def _signing_key(settings: Settings) -> bytes:
     if settings.secret_key is not None:
         return settings.secret_key.get_secret_value().encode()
     return signing_key(settings.data_dir)
-
-
-def _pool_numbers(pool: "AgentPool") -> dict[str, Any]:
-    counts = pool.counts
-    asked = counts.hits + counts.misses
-    return {
-        "capacity": pool.capacity,
-        "size": len(pool),
-        "in_use": pool.in_use,
-        "hits": counts.hits,
-        "misses": counts.misses,
-        "evictions": counts.evictions,
-        "hit_ratio": counts.hits / asked if asked else 0.0,
-    }
 
 
 async def _end(task: asyncio.Task[Any]) -> None:

@@ -4,24 +4,21 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, cast
 
 from pydantic_ai import ModelSettings
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, SystemPromptPart, TextPart, ThinkingPart
 from pydantic_core import to_jsonable_python
 
 from app.core.agent_pool import AgentPool, PooledAgent
-from app.core.agents import AgentDefinition, Agents, AnyAgent
+from app.core.agents import AgentDefinition, Agents
 from app.core.cache_key import CacheKey, cache_key
 from app.core.cache_service import CacheService
-from app.core.direct_run import DirectAgent, tier_of
 from app.core.models import Models, provider_error, provider_of
 from app.core.provider_guard import deadline_at
-from app.core.run import Answer, Caller, Question, RunSettings, Usage, new_run_id
+from app.core.run import Answer, Caller, Output, Question, RunSettings, Usage, new_run_id
 from app.core.run_log import RunLog
 from app.errors import FieldFault, InvalidFields, MnemosineError, ProviderTimeout
-
-_MAX_RUNNERS = 256
 
 
 class PromptService:
@@ -49,10 +46,9 @@ class PromptService:
         self._runs = runs
         self._cache = cache
         self._endpoints: dict[str, str] = {}
-        self._allowed_models = frozenset(allowed_models) | {agent.model for agent in agents}
+        self._allowed_models = frozenset(allowed_models)
         self._model_timeout_s = model_timeout_s
         self._on_model_call = on_model_call
-        self._runners: dict[int, tuple[AnyAgent, DirectAgent | AnyAgent]] = {}
 
     async def answer(self, caller: Caller, question: Question) -> Answer:
         """The agent's answer to `question`.
@@ -66,8 +62,8 @@ class PromptService:
 
         async def run() -> Answer:
             # Leased by the run, not by the caller: whoever shares the run may leave before it ends.
-            with self._pool.lease(definition, model_name=model_name) as entry:
-                return await self._run(run_id, entry, question)
+            async with self._pool.lease(definition, model_name=model_name) as entry:
+                return await self._run(run_id, entry, caller, question)
 
         with self._runs.recording(
             run_id,
@@ -80,8 +76,8 @@ class PromptService:
                 self._key(caller, definition, model_name, question),
                 run,
                 # What was said before in a conversation is not part of the key yet.
-                mode=question.cache_mode if question.conversation_id is None else "off",
-                ttl_s=question.cache_ttl_s,
+                mode="off" if question.conversation_id is not None or _never_kept(definition) else question.cache_mode,
+                ttl_s=question.cache_ttl_s or definition.options.cache.ttl,
             )
             if answer.cache in ("HIT", "COALESCED"):
                 answer = replace(answer, id=run_id)
@@ -89,26 +85,34 @@ class PromptService:
             return answer
 
     def _key(self, caller: Caller, definition: AgentDefinition, model_name: str, question: Question) -> CacheKey:
-        endpoint = self._endpoints.get(model_name)
-        if endpoint is None:
-            endpoint = self._endpoints[model_name] = f"{model_name}@{self._models.get(model_name).base_url or ''}"
+        chain = (model_name, *definition.fallbacks) if model_name == definition.model else (model_name,)
+        shared = definition.options.cache.scope == "shared" and definition.deps is None
         return cache_key(
-            scope=f"user:{caller.id}",
+            # What is made with a caller's own dependencies is that caller's.
+            scope="shared" if shared else f"user:{caller.id}",
             agent=definition.name,
             revision=definition.revision,
-            models=[endpoint],
+            models=[self._endpoint(definition, name) for name in chain],
             instructions=definition.instructions,
             prompt=question.message,
             settings=asdict(question.settings),
         )
 
-    async def _run(self, run_id: str, entry: PooledAgent, question: Question) -> Answer:
+    def _endpoint(self, definition: AgentDefinition, name: str) -> str:
+        if definition.own_model is not None and name == definition.model:
+            return f"{name}@{definition.own_model.base_url or ''}"
+        endpoint = self._endpoints.get(name)
+        if endpoint is None:
+            endpoint = self._endpoints[name] = f"{name}@{self._models.get(name).base_url or ''}"
+        return endpoint
+
+    async def _run(self, run_id: str, entry: PooledAgent, caller: Caller, question: Question) -> Answer:
         """Run the agent and count it, however it ends."""
         provider = provider_of(entry.model)
         started = perf_counter()
         counted: dict[str, Any] = {"outcome": "error"}
         try:
-            answer = await self._ask(run_id, entry, question, provider)
+            answer = await self._ask(run_id, entry, caller, question, provider)
             cost = answer.cost_usd
             counted = {
                 "outcome": "ok",
@@ -125,14 +129,23 @@ class PromptService:
             if self._on_model_call is not None:
                 self._on_model_call(provider, entry.model_name, seconds=perf_counter() - started, **counted)
 
-    async def _ask(self, run_id: str, entry: PooledAgent, question: Question, provider: str) -> Answer:
+    async def _ask(self, run_id: str, entry: PooledAgent, caller: Caller, question: Question, provider: str) -> Answer:
         started = perf_counter()
         deadline_at.set(monotonic() + self._model_timeout_s)
         try:
-            async with asyncio.timeout(self._model_timeout_s):
-                result = await self._runner(entry).run(
-                    question.message, run_id=run_id, model_settings=_model_settings(question.settings)
-                )
+            async with asyncio.timeout(self._model_timeout_s), entry.definition.open_deps(caller) as deps:
+                settings = _model_settings(question.settings)
+                if entry.direct is not None:
+                    result = await entry.direct.run(question.message, run_id=run_id, model_settings=settings)
+                else:
+                    result = await entry.agent.run(
+                        question.message,
+                        run_id=run_id,
+                        # A Python agent is one object for every run, so the model comes with the run.
+                        model=None if entry.agent.model is entry.model else entry.model,
+                        deps=deps,
+                        model_settings=settings,
+                    )
         except TimeoutError as error:
             raise ProviderTimeout(
                 f"the model provider {provider} did not answer within {self._model_timeout_s:g} s"
@@ -147,7 +160,7 @@ class PromptService:
         usage = result.usage
         return Answer(
             id=run_id,
-            output=result.output if isinstance(result.output, str) else to_jsonable_python(result.output),
+            output=_output(result.output),
             agent=entry.definition.name,
             model=entry.model_name,
             usage=Usage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, requests=usage.requests),
@@ -157,30 +170,29 @@ class PromptService:
             storable=_storable(result.new_messages(), entry.definition),
         )
 
-    def _runner(self, entry: PooledAgent) -> DirectAgent | AnyAgent:
-        """What runs this agent: the direct tier where that equals the graph, else the graph."""
-        kept = self._runners.get(id(entry.agent))
-        if kept is None or kept[0] is not entry.agent:
-            if len(self._runners) >= _MAX_RUNNERS:
-                self._runners.clear()
-            direct = tier_of(entry.agent).name == "direct"
-            kept = (entry.agent, DirectAgent(entry.agent, entry.model) if direct else entry.agent)
-            self._runners[id(entry.agent)] = kept
-        return kept[1]
-
     def _model_for(self, definition: AgentDefinition, wanted: str | None) -> str:
         if wanted is None or wanted == definition.model:
             return definition.model
-        if wanted not in self._allowed_models:
+        allowed = self._allowed_models | {agent.model for agent in self._agents}
+        if wanted not in allowed:
             raise InvalidFields(
                 "the model is not one that this server may use",
-                errors=[FieldFault("model", f"must be one of: {', '.join(sorted(self._allowed_models))}")],
+                errors=[FieldFault("model", f"must be one of: {', '.join(sorted(allowed))}")],
             )
         return wanted
 
 
+def _never_kept(definition: AgentDefinition) -> bool:
+    """Whether no answer of this agent is kept or shared: it says so, or asking it twice may have to act twice."""
+    writes = definition.open_tools or any(tool.effect == "write" for tool in definition.tools)
+    return writes or not definition.options.cache.enabled
+
+
 def _storable(messages: Iterable[ModelMessage], definition: AgentDefinition) -> bool:
     """Whether a run may be kept: instructions as defined, text alone, and the provider said that it was complete."""
+    if definition.fallbacks:
+        # A fallback's answer must not stand under the name of the model that failed.
+        return False
     for message in messages:
         match message:
             case ModelRequest():
@@ -196,6 +208,13 @@ def _storable(messages: Iterable[ModelMessage], definition: AgentDefinition) -> 
                 if message.finish_reason != "stop":
                     return False
     return True
+
+
+def _output(output: object) -> Output:
+    if isinstance(output, str):
+        return output
+    plain = to_jsonable_python(output)
+    return cast("Output", plain) if isinstance(plain, dict) else {"result": plain}
 
 
 def _model_settings(settings: RunSettings) -> ModelSettings:

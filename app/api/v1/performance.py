@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from app import __version__
-from app.api.dependencies import CurrentCaller, RuntimeDep
+from app.api.dependencies import AgentRoomDep, CurrentCaller, RuntimeDep
 from app.api.json_route import JsonRoute
 from app.core.exposition import CONTENT_TYPE, render
 from app.core.metrics import WINDOWS_S, Distribution, Snapshot, Window
@@ -258,6 +258,12 @@ async def metrics(caller: CurrentCaller, runtime: RuntimeDep) -> MetricsReply:
         ),
         windows=windows,
     )
+
+
+@router.get("/agent-pool")
+async def agent_pool(caller: CurrentCaller, room: AgentRoomDep) -> dict[str, Any]:
+    """The agents that are alive in this worker, how they are used, and what that says about the settings."""
+    return room.pool.numbers()
 
 
 @prometheus.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

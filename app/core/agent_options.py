@@ -1,0 +1,37 @@
+"""What is ours in an agent's metadata, under `mnemosine`: cache, concurrency, fallbacks, effects of tools."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Effect = Literal["pure", "read", "write"]
+"""What calling a tool does: nothing, it looks at the world, or it changes it. Undeclared counts as `write`."""
+
+ModelName = Annotated[str, Field(pattern=r"^(offline|[a-z][a-z0-9+_\-/]*:\S+)$")]
+
+
+class CacheOptions(BaseModel):
+    """How answers of this agent are cached."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    enabled: bool = True
+    """False: never store an answer of this agent."""
+    scope: Literal["user", "shared"] = "user"
+    """Who shares an answer: each user alone, or everybody."""
+    ttl: Annotated[float, Field(gt=0, le=31_536_000)] | None = None
+    """Seconds that an answer lives; CACHE_TTL where it is absent."""
+
+
+class AgentOptions(BaseModel):
+    """The object under `metadata.mnemosine`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    cache: CacheOptions = CacheOptions()
+    max_concurrency: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Runs of this agent at once, per worker; further ones wait their turn."""
+    fallbacks: Annotated[tuple[ModelName, ...], Field(max_length=5)] = ()
+    """Models to ask, in this order, where the agent's own fails."""
+    effects: dict[str, Effect] = {}
+    """Effects of tools that cannot say it themselves, by the tool's name."""
