@@ -137,6 +137,11 @@ class CacheService:
         self.counts.last_cleanup_ms = (perf_counter() - started) * 1000
         return removed
 
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for a run right now, those included for whom it was begun."""
+        return sum(flight.waiting for flight in self._flights.values())
+
     def numbers(self) -> dict[str, Any]:
         """The cache of this worker in the contract's words."""
         counts, store = self.counts, self.store

@@ -51,10 +51,13 @@ async def test_200_equal_prompts_make_one_model_call(cached: Application, fake: 
 async def test_a_caller_who_leaves_harms_none_of_the_other_49(
     cached: Application, fake: FakeProvider, leaver: int
 ) -> None:
+    fake.hold()
     asked = [asyncio.create_task(cached.prompt("nonce:leave")) for _ in range(50)]
-    while not fake.calls:
-        await asyncio.sleep(0.01)
+    # Only when all have joined does the leaver leave others behind.
+    await fake.until(lambda: cached.runtime.cache.waiting == 50)
     asked[leaver].cancel()
+    await fake.until(lambda: cached.runtime.cache.waiting == 49)
+    fake.release()
     replies = await asyncio.gather(*asked, return_exceptions=True)
     assert isinstance(replies[leaver], asyncio.CancelledError)
     assert sum(not isinstance(reply, BaseException) and reply.status_code == 200 for reply in replies) == 49
