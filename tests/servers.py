@@ -378,4 +378,10 @@ def _die_with_parent() -> Callable[[], None] | None:
         return None
     prctl = ctypes.CDLL(None).prctl  # looked up here: after the fork only the call itself is safe
     set_parent_death_signal = 1
-    return lambda: prctl(set_parent_death_signal, signal.SIGQUIT)
+
+    def arrange() -> None:
+        # A shell starts its background jobs with SIGQUIT ignored, and what is ignored stays so through `exec`.
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        prctl(set_parent_death_signal, signal.SIGQUIT)
+
+    return arrange
