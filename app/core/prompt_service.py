@@ -94,7 +94,7 @@ class PromptService:
             revision=definition.revision,
             models=[self._endpoint(definition, name) for name in chain],
             instructions=definition.instructions,
-            prompt=question.message,
+            prompt=question.message or "",
             settings=asdict(question.settings),
         )
 
@@ -131,15 +131,16 @@ class PromptService:
 
     async def _ask(self, run_id: str, entry: PooledAgent, caller: Caller, question: Question, provider: str) -> Answer:
         started = perf_counter()
+        message = question.message or ""
         deadline_at.set(monotonic() + self._model_timeout_s)
         try:
             async with asyncio.timeout(self._model_timeout_s), entry.definition.open_deps(caller) as deps:
                 settings = _model_settings(question.settings)
                 if entry.direct is not None:
-                    result = await entry.direct.run(question.message, run_id=run_id, model_settings=settings)
+                    result = await entry.direct.run(message, run_id=run_id, model_settings=settings)
                 else:
                     result = await entry.agent.run(
-                        question.message,
+                        message,
                         run_id=run_id,
                         # A Python agent is one object for every run, so the model comes with the run.
                         model=None if entry.agent.model is entry.model else entry.model,

@@ -2,14 +2,20 @@
 
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
+
+if TYPE_CHECKING:
+    from pydantic_ai import ModelMessage
 
 CacheMode = Literal["use", "refresh", "off"]
 """`use`: read and store; `refresh`: run, then store; `off`: neither."""
 
 CacheState = Literal["HIT", "MISS", "COALESCED", "REFRESH", "BYPASS"]
 """How the cache took part in an answer; the value of `X-Cache`."""
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+"""Why an answer ends; anything but `stop` and `tool_calls` was cut by the provider."""
 
 Output = str | dict[str, object]
 """What an agent answers: text, or an object where it has an output schema."""
@@ -43,10 +49,50 @@ class RunSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Image:
+    """A picture that comes with a prompt."""
+
+    data: bytes = field(repr=False)
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTool:
+    """A tool that the caller runs: the run ends with calls to it, and goes on when the results come back."""
+
+    name: str
+    description: str | None
+    parameters: dict[str, Any]
+    """JSON schema of the arguments."""
+    strict: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call to a `ClientTool` that the caller has to answer."""
+
+    call_id: str
+    tool: str
+    arguments: str
+    """JSON, as the model wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSchema:
+    """The shape that the caller wants the answer in; for agents that answer with text."""
+
+    name: str
+    schema: dict[str, Any]
+    strict: bool | None = None
+    description: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """One prompt, readable by any room; nothing in it comes from HTTP."""
 
-    message: str
+    message: str | None
+    """`None` only where `history` ends with what the caller's tools gave."""
     agent: str = "default"
     model: str | None = None
     """Another model than the agent's own; must be one that the operator allows."""
@@ -54,6 +100,16 @@ class Question:
     settings: RunSettings = field(default_factory=RunSettings)
     cache_mode: CacheMode = "use"
     cache_ttl_s: float | None = None
+    images: tuple[Image, ...] = ()
+    history: "tuple[ModelMessage, ...]" = ()
+    """What was said before, oldest first; a stored conversation brings its own."""
+    instructions: str | None = None
+    """Added after the agent's own for this run."""
+    client_tools: tuple[ClientTool, ...] = ()
+    tool_choice: Literal["auto", "none", "required"] | str = "auto"
+    """Of the client's tools; any other value is the name of the one to call."""
+    output_schema: OutputSchema | Literal["json"] | None = None
+    """`json`: any JSON object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +147,22 @@ class Answer:
     """Seconds since a kept answer was stored."""
     ttl_s: float | None = None
     """Seconds that it stays in the cache; `None` where it is not kept."""
+    finish_reason: FinishReason = "stop"
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What the caller has to do before the run goes on; `output` is then what was said so far."""
+    messages: bytes | None = field(default=None, repr=False)
+    """The new messages as Pydantic AI writes them (JSON); `None` where the text alone says it all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first event: which run this is, and whether it is answered from memory."""
+
+    id: str
+    agent: str
+    model: str
+    conversation_id: str | None
+    cache: CacheState
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +189,8 @@ class ToolFinished:
     succeeded: bool
 
 
-RunEvent = TextDelta | ToolStarted | ToolFinished | Answer
-"""What a streamed run says; the last event is always the `Answer`, and a failure is raised instead."""
+RunEvent = Started | TextDelta | ToolStarted | ToolFinished | Answer
+"""What a streamed run says: `Started` first, the `Answer` last; a failure is raised instead."""
 
 
 def new_run_id() -> str:

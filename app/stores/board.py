@@ -4,9 +4,9 @@ import fcntl
 import mmap
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
-Counter = Literal["cache", "credentials", "agents"]
+from app.stores.protocol import Counter
 
 _PLACES: dict[Counter, int] = {"cache": 0, "credentials": 1, "agents": 2}
 _SIZE = 4096

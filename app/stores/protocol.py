@@ -1,0 +1,90 @@
+"""What a shared store is: fast memory that the workers of one machine, or all replicas, know together."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Counter = Literal["cache", "credentials", "agents"]
+"""What a generation counts; see `SharedStore.generation`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a meter says of one `take`."""
+
+    allowed: bool
+    remaining: int
+    """How much more could be taken right now."""
+    retry_after_s: float
+    """Seconds until the same `take` would be allowed; 0 where it was."""
+    reset_s: float
+    """Seconds until the meter is as if never used."""
+
+
+class SharedStore(Protocol):
+    """Entries, leases, meters, generations and posts; two homes: `local` (one machine) and `redis` (all replicas).
+
+    Every method but `generation` raises `StoreUnavailable` when the store does not answer within its deadline, and
+    the caller decides what that means (a miss, a local count, a refusal). Nothing else leaves a method, but for
+    cancellation; a cancelled call never leaves its reply to somebody else. Keys are digests or short ASCII names.
+    """
+
+    @property
+    def kind(self) -> Literal["local", "redis"]:
+        """How far it reaches."""
+        ...
+
+    async def get(self, key: bytes) -> bytes | None:
+        """The entry kept under `key`, unless it has expired."""
+        ...
+
+    async def put(self, key: bytes, value: bytes, *, ttl_s: float) -> None:
+        """Keep an entry for `ttl_s` seconds; every process sees it when this returns."""
+        ...
+
+    async def delete(self, key: bytes) -> None:
+        """Forget an entry, if there is one."""
+        ...
+
+    async def claim(self, key: bytes, owner: str, *, ttl_s: float) -> bool:
+        """Take, or renew, the lease on `key` for `owner`; `False` while somebody else has it. Atomic."""
+        ...
+
+    async def release(self, key: bytes, owner: str) -> None:
+        """Give the lease back, if `owner` still has it."""
+        ...
+
+    async def take(self, key: bytes, *, cost: int = 1, limit: int, window_s: float, force: bool = False) -> Verdict:
+        """Take `cost` from a meter that holds `limit` and refills in `window_s` seconds, if that much is there.
+
+        Atomic: of N concurrent calls with cost 1 on a fresh meter exactly `limit` are allowed. A refused call takes
+        nothing. `force` takes in any case, into debt (the true cost of what was allowed before). GCRA
+        (ITU-T I.371): one timestamp a key; it has no window edges and runs on a clock that nobody sets.
+        """
+        ...
+
+    def generation(self, counter: Counter) -> int | None:
+        """The present generation, without waiting; what was learnt under another one is not valid any more.
+
+        `None` while it cannot be known (the store is away): then nothing remembered may be trusted.
+        """
+        ...
+
+    async def bump(self, counter: Counter) -> int:
+        """Begin a new generation; when this returns, no process trusts what was learnt before."""
+        ...
+
+    async def post(self, topic: str, member: str, value: bytes, *, ttl_s: float) -> None:
+        """Show `value` under `topic` as what `member` says now, for `ttl_s` seconds."""
+        ...
+
+    async def posts(self, topic: str) -> dict[str, bytes]:
+        """What every member says now."""
+        ...
+
+    async def ping(self) -> None:
+        """Return if the store answers."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of files and connections; what is kept stays for the others."""
+        ...
