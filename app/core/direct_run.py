@@ -3,7 +3,7 @@
 # pyright: reportPrivateUsage=false
 # Whether an agent can do more than one request stands in private fields of Pydantic AI; in doubt it is the graph.
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,15 +13,13 @@ from pydantic_ai._genai_prices import fill_response_cost
 from pydantic_ai._utils import fill_run_metadata
 from pydantic_ai._uuid import uuid7
 from pydantic_ai.agent import _AUTO_INJECT_CAPABILITY_TYPES
-from pydantic_ai.messages import PartDeltaEvent, PartStartEvent, TextPartDelta, UserPromptPart
+from pydantic_ai.messages import PartDeltaEvent, PartStartEvent, TextPartDelta, UserContent, UserPromptPart
 from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.models._request_timeout import enforce_request_deadline, open_request_stream, start_request_deadline
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.run import AgentRunResult, AgentRunResultEvent
 from pydantic_ai.settings import merge_model_settings
 from pydantic_ai.usage import RunUsage
-
-from app.core.run import TextDelta
 
 AnyAgent = Agent[Any, Any]
 
@@ -68,6 +66,7 @@ class DirectResult:
     output: str
     usage: RunUsage
     messages: list[ModelMessage]
+    """What was said before, the request, and its answer."""
 
     @property
     def response(self) -> ModelResponse:
@@ -77,68 +76,94 @@ class DirectResult:
         return last
 
     def all_messages(self) -> list[ModelMessage]:
-        """The request and its answer."""
+        """The history, the request and its answer."""
         return self.messages
 
     def new_messages(self) -> list[ModelMessage]:
-        """The same: a direct run has no history."""
-        return self.messages
+        """The request and its answer."""
+        return self.messages[-2:]
+
+
+Prompt = str | Sequence[UserContent]
 
 
 class DirectAgent:
     """An agent of the direct tier on one model.
 
-    What it sends is asked of the graph once: a first run is stopped at the model, and its messages, settings and
-    parameters are the pattern of all later ones. An answer that is more than text (a tool call, a refusal, nothing at
-    all) is handed to the graph, as if the graph had received it; nothing is asked for twice.
+    What it sends is asked of the graph once for each text of instructions: a first run is stopped at the model, and
+    its messages, settings and parameters are the pattern of all later ones. An answer that is more than text (a tool
+    call, a refusal, nothing at all) is handed to the graph, as if the graph had received it; nothing is asked for
+    twice. A history of anything but plain texts, and settings that leave traces, go through the graph.
     """
 
     def __init__(self, agent: AnyAgent, model: Model[Any]) -> None:
         assert tier_of(agent).name == "direct"
         self._agent = agent
         self._model = model
-        self._pattern: _Pattern | None = None
+        self._patterns: dict[str | None, _Pattern] = {}
 
     async def run(
-        self, prompt: str, *, run_id: str, model_settings: ModelSettings | None = None
+        self,
+        prompt: Prompt,
+        *,
+        run_id: str,
+        model_settings: ModelSettings | None = None,
+        history: Sequence[ModelMessage] = (),
+        instructions: str | None = None,
     ) -> DirectResult | AgentRunResult[Any]:
         """The answer to `prompt`, with the messages, usage, cost and errors of `agent.run`."""
-        pattern = self._pattern or await self._learn()
-        request = pattern.request(prompt, run_id)
-        settings = merge_model_settings(pattern.settings, model_settings)
-        if not _COVERED.issuperset(settings or ()):
-            return await self._agent.run(prompt, run_id=run_id, model_settings=model_settings)
-        messages = self._model.prepare_messages([request], pattern.parameters)
+        asked = _Asked(prompt, run_id, model_settings, history, instructions)
+        prepared = await self._prepare(asked)
+        if prepared is None:
+            return await self._by_graph(asked)
+        request, messages, settings, parameters = prepared
         deadline = start_request_deadline(self._model, settings, stream=False)
         with enforce_request_deadline(deadline):
-            response = await self._model.request(messages, settings, pattern.parameters)
-        return self._finished(request, response) or await self._by_graph(prompt, run_id, model_settings, response)
+            response = await self._model.request(messages, settings, parameters)
+        return self._finished(asked, request, response) or await self._by_graph(asked, response)
 
     async def stream(
-        self, prompt: str, *, run_id: str, model_settings: ModelSettings | None = None
-    ) -> AsyncGenerator[TextDelta | DirectResult | AgentRunResult[Any]]:
-        """The answer as it comes; the last event is the result. Close the generator to end the provider's stream."""
-        pattern = self._pattern or await self._learn()
-        request = pattern.request(prompt, run_id)
-        settings = merge_model_settings(pattern.settings, model_settings)
-        if not _COVERED.issuperset(settings or ()):
-            async with self._agent.run_stream_events(prompt, run_id=run_id, model_settings=model_settings) as events:
+        self,
+        prompt: Prompt,
+        tell: Callable[[str], None],
+        *,
+        run_id: str,
+        model_settings: ModelSettings | None = None,
+        history: Sequence[ModelMessage] = (),
+        instructions: str | None = None,
+    ) -> DirectResult | AgentRunResult[Any]:
+        """The same as `run`, with each piece of text passed to `tell` as it comes. Cancel it to end the stream."""
+        asked = _Asked(prompt, run_id, model_settings, history, instructions)
+        prepared = await self._prepare(asked)
+        if prepared is None:
+            async with self._agent.run_stream_events(prompt, **asked.options()) as events:
                 async for event in events:
                     if isinstance(event, AgentRunResultEvent):
-                        yield event.result
-                    elif text := _text_of(event):
-                        yield TextDelta(text)
-            return
-        messages = self._model.prepare_messages([request], pattern.parameters)
-        async with open_request_stream(self._model, messages, settings, pattern.parameters) as stream:
+                        return event.result
+                    if text := text_of(event):
+                        tell(text)
+            raise AssertionError("a run ends with its result")
+        request, messages, settings, parameters = prepared
+        async with open_request_stream(self._model, messages, settings, parameters) as stream:
             async for event in stream:
-                if text := _text_of(event):
-                    yield TextDelta(text)
+                if text := text_of(event):
+                    tell(text)
             response = stream.get()
-        result = self._finished(request, response)
-        yield result or await self._by_graph(prompt, run_id, model_settings, response)
+        return self._finished(asked, request, response) or await self._by_graph(asked, response)
 
-    def _finished(self, request: ModelRequest, response: ModelResponse) -> DirectResult | None:
+    async def _prepare(
+        self, asked: "_Asked"
+    ) -> tuple[ModelRequest, list[ModelMessage], ModelSettings | None, ModelRequestParameters] | None:
+        """What to send, or `None` where the graph has to run."""
+        pattern = self._patterns.get(asked.instructions) or await self._learn(asked.instructions)
+        settings = merge_model_settings(pattern.settings, asked.settings)
+        if not _COVERED.issuperset(settings or ()) or not _is_plain(asked.history):
+            return None
+        request = pattern.request(asked)
+        messages = self._model.prepare_messages([*asked.history, request], pattern.parameters)
+        return request, messages, settings, pattern.parameters
+
+    def _finished(self, asked: "_Asked", request: ModelRequest, response: ModelResponse) -> DirectResult | None:
         """The result, or `None` where the graph has to judge the response."""
         if response.state != "complete" or not all(type(part) is TextPart for part in response.parts):
             return None
@@ -150,22 +175,43 @@ class DirectAgent:
         fill_response_cost(response)
         usage = RunUsage(requests=1)
         usage.incr(response.usage)
-        return DirectResult(text, usage, [request, response])
+        return DirectResult(text, usage, [*asked.history, request, response])
 
-    async def _by_graph(
-        self, prompt: str, run_id: str, settings: ModelSettings | None, response: ModelResponse
-    ) -> AgentRunResult[Any]:
-        model = _AlreadyAnswered(self._model, response)
-        return await self._agent.run(prompt, model=model, run_id=run_id, model_settings=settings)
+    async def _by_graph(self, asked: "_Asked", response: ModelResponse | None = None) -> AgentRunResult[Any]:
+        model = None if response is None else _AlreadyAnswered(self._model, response)
+        return await self._agent.run(asked.prompt, model=model, **asked.options())
 
-    async def _learn(self) -> "_Pattern":
+    async def _learn(self, instructions: str | None) -> "_Pattern":
         probe = _Probe(self._model)
         try:
-            await self._agent.run("probe", model=probe)
+            await self._agent.run("probe", model=probe, instructions=instructions)
         except _Caught as caught:
-            self._pattern = caught.pattern
+            if len(self._patterns) >= _PATTERNS_KEPT:
+                self._patterns.pop(next(iter(self._patterns)))
+            self._patterns[instructions] = caught.pattern
             return caught.pattern
         raise AssertionError("an agent of the direct tier asks its model")
+
+
+_PATTERNS_KEPT = 256
+"""Texts of instructions whose pattern is remembered: a caller's own system prompts are few, and each is learnt once."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    prompt: Prompt
+    run_id: str
+    settings: ModelSettings | None
+    history: Sequence[ModelMessage]
+    instructions: str | None
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "run_id": self.run_id,
+            "model_settings": self.settings,
+            "message_history": list(self.history) or None,
+            "instructions": self.instructions,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +220,34 @@ class _Pattern:
     settings: ModelSettings | None
     parameters: ModelRequestParameters
 
-    def request(self, prompt: str, run_id: str) -> ModelRequest:
-        request = ModelRequest(
-            parts=[*self.sent.parts[:-1], UserPromptPart(prompt)],
-            instructions=self.sent.instructions,
-        )
-        fill_run_metadata(request, run_id=run_id, conversation_id=str(uuid7()))
+    def request(self, asked: _Asked) -> ModelRequest:
+        # System prompts stand at the beginning of a history, and nowhere else.
+        before = () if asked.history else self.sent.parts[:-1]
+        request = ModelRequest(parts=[*before, UserPromptPart(asked.prompt)], instructions=self.sent.instructions)
+        fill_run_metadata(request, run_id=asked.run_id, conversation_id=str(uuid7()))
         return request
+
+
+def _is_plain(history: Sequence[ModelMessage]) -> bool:
+    """Whether user and assistant spoke in turn, in text alone, and the assistant had the last word."""
+    asks = True
+    for message in history:
+        if asks:
+            if not isinstance(message, ModelRequest) or message.instructions is not None or len(message.parts) != 1:
+                return False
+            part = message.parts[0]
+            if type(part) is not UserPromptPart or not isinstance(part.content, str):
+                return False
+        elif (
+            not isinstance(message, ModelResponse)
+            or message.state != "complete"
+            or len(message.parts) != 1
+            or type(message.parts[0]) is not TextPart
+            or not message.parts[0].content
+        ):
+            return False
+        asks = not asks
+    return asks
 
 
 class _Caught(BaseException):
@@ -243,7 +310,8 @@ class _AlreadyAnswered(WrapperModel):
             yield stream
 
 
-def _text_of(event: object) -> str:
+def text_of(event: object) -> str:
+    """The text that an event of a streamed run adds; empty for any other event."""
     match event:
         case PartStartEvent(part=TextPart(content=text)) | PartDeltaEvent(delta=TextPartDelta(content_delta=text)):
             return text

@@ -12,6 +12,10 @@ from pydantic import BaseModel
 from pydantic_ai import (
     Agent,
     AgentRunResultEvent,
+    BinaryContent,
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
     ModelSettings,
     PartDeltaEvent,
     PartStartEvent,
@@ -24,7 +28,7 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.usage import RunUsage
 
-from app.core.direct_run import DirectAgent, TextDelta, tier_of
+from app.core.direct_run import DirectAgent, tier_of
 from app.core.offline_model import OfflineModel
 from app.core.openai_chat import PROFILE, LeanChatModel, ProviderHttp
 from benchmarks.fake_provider import FakeProvider, Fault
@@ -44,6 +48,7 @@ SETTINGS: st.SearchStrategy[Any] = st.fixed_dictionaries(
         "thinking": st.sampled_from([True, False, "low"]),
     },
 )
+TURNS = st.lists(st.tuples(TEXTS, TEXTS), max_size=3)
 FAILURES: list[Fault | None] = [
     None,
     None,
@@ -109,28 +114,76 @@ def outcome(result: Any) -> tuple[Any, RunUsage, str]:
     return told(result.all_messages()), result.usage, result.output
 
 
-async def both(world: World, instructions: str | None, prompt: str, chosen: ModelSettings, fault: Fault | None) -> Any:
+def history_of(turns: list[tuple[str, str]]) -> list[ModelMessage]:
+    messages: list[ModelMessage] = []
+    for asked, answered in turns:
+        messages.append(ModelRequest.user_text_prompt(asked))
+        messages.append(ModelResponse(parts=[TextPart(answered)]))
+    return messages
+
+
+async def both(
+    world: World,
+    agent: dict[str, Any],
+    prompt: Any,
+    chosen: ModelSettings,
+    fault: Fault | None,
+    *,
+    turns: list[tuple[str, str]],
+    added: str | None,
+) -> Any:
     """What `agent.run` and the direct tier make of the same question, with what they sent."""
     outcomes: list[Any] = []
-    graph = Agent(world.theirs, instructions=instructions)
-    direct = DirectAgent(Agent(world.ours, instructions=instructions), world.ours)
-    for run in (graph.run, direct.run):
+    graph = Agent(world.theirs, **agent)
+    direct = DirectAgent(Agent(world.ours, **agent), world.ours)
+
+    async def by_graph() -> Any:
+        return await graph.run(
+            prompt, run_id="r", model_settings=chosen, message_history=history_of(turns) or None, instructions=added
+        )
+
+    async def directly() -> Any:
+        return await direct.run(
+            prompt, run_id="r", model_settings=chosen, history=history_of(turns), instructions=added
+        )
+
+    for run in (by_graph, directly):
         world.fake.requests.clear()
         world.fake.fault = fault
         try:
-            said: Any = outcome(await run(prompt, run_id="r", model_settings=chosen))
+            result = await run()
+            said: Any = (*outcome(result), told(result.new_messages()))
         except AgentRunError as error:
             said = (type(error), str(error))
         outcomes.append((said, [json.dumps(call.body) for call in world.fake.requests]))
     return outcomes
 
 
-@settings(max_examples=40, deadline=None)
-@given(instructions=st.none() | TEXTS, prompt=TEXTS, chosen=SETTINGS, fault=st.sampled_from(FAILURES))
+AGENTS = st.fixed_dictionaries({"instructions": st.none() | TEXTS}, optional={"system_prompt": TEXTS})
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    agent=AGENTS,
+    prompt=TEXTS,
+    picture=st.none() | st.binary(min_size=1, max_size=8),
+    chosen=SETTINGS,
+    fault=st.sampled_from(FAILURES),
+    turns=TURNS,
+    added=st.none() | TEXTS,
+)
 def test_a_direct_run_equals_the_graphs(
-    world: World, instructions: str | None, prompt: str, chosen: ModelSettings, fault: Fault | None
+    world: World,
+    agent: dict[str, Any],
+    prompt: str,
+    picture: bytes | None,
+    chosen: ModelSettings,
+    fault: Fault | None,
+    turns: list[tuple[str, str]],
+    added: str | None,
 ) -> None:
-    theirs, ours = world.runner.run(both(world, instructions, prompt, chosen, fault))
+    content: Any = prompt if picture is None else [prompt, BinaryContent(picture, media_type="image/png")]
+    theirs, ours = world.runner.run(both(world, agent, content, chosen, fault, turns=turns, added=added))
     assert theirs == ours
 
 
@@ -156,11 +209,7 @@ async def both_streams(world: World, instructions: str | None, prompt: str, faul
 
     async def directly(texts: list[str]) -> Any:
         agent = DirectAgent(Agent(world.ours, instructions=instructions), world.ours)
-        last: Any = None
-        async for event in agent.stream(prompt, run_id="r", model_settings=chosen):
-            if isinstance(event, TextDelta):
-                texts.append(event.text)
-            last = event
+        last = await agent.stream(prompt, texts.append, run_id="r", model_settings=chosen)
         return told(last.all_messages()), last.usage
 
     for run in (by_graph, directly):
