@@ -67,6 +67,17 @@ class Runtime:
     """On the monotonic clock."""
 
 
+class _BoardGenerations:
+    """The generations of this machine."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self.generation = board.generation
+
+    async def bump(self, counter: str) -> int:
+        return self._board.bump(counter)
+
+
 @dataclass(frozen=True, slots=True)
 class FirstStart:
     """The administrator that the first start made, with the password that is shown this once."""
@@ -131,7 +142,7 @@ async def open_runtime(settings: Settings, metrics: Metrics | None = None) -> As
         board = stack.enter_context(Board(settings.data_dir / "board"))
         cache = CacheService(
             MemoryStore(max_bytes=settings.cache_max_bytes),
-            board,
+            _BoardGenerations(board),
             enabled=settings.cache_enabled,
             ttl_s=settings.cache_ttl,
         )

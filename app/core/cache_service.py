@@ -1,23 +1,37 @@
-"""Answers remembered: one flight for equal questions, a bounded memory, and what both of them saved."""
+"""Answers remembered: one flight for equal questions, tiers of memory, and what both of them saved."""
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from time import perf_counter
-from typing import Any
+from time import perf_counter, time
+from typing import Any, Literal, Protocol
+from uuid import uuid4
 
-from pydantic_core import from_json, to_json
-
-from app.core.cache_key import CacheKey
-from app.core.run import Answer, CacheMode, Usage
-from app.errors import Unavailable
-from app.stores.board import Board
+from app.core import kept_answer
+from app.core.cache_curve import CacheCurve
+from app.core.cache_key import CacheKey, differing
+from app.core.flights import Flight, Flights, Tell
+from app.core.run import Answer, CacheMode, CacheState, RunEvent, TextDelta
+from app.errors import StoreUnavailable
 from app.stores.memory import MemoryStore
+from app.stores.protocol import Counter, SharedStore
 
-Run = Callable[[], Awaitable[Answer]]
+Run = Callable[[Tell | None], Awaitable[Answer]]
+"""Asks the model. With a `Tell` it is asked for a stream, and what comes is passed on."""
+
+Generation = tuple[int, int]
+
+_LEASE_S = 5.0
+"""How long another process may be silent about a run before this one asks the model itself."""
+_NOTHING_KEPT = b"-"
+"""Stands for a moment where an answer would be: the run ended without one that may be kept."""
+_FAMILIAR = 256
+_RECENT = 8
 
 
 @dataclass(slots=True)
@@ -30,6 +44,14 @@ class Saved:
     cost_usd: Decimal = Decimal(0)
     seconds: float = 0.0
 
+    def add(self, answer: Answer) -> None:
+        """Count one answer that was not asked for again."""
+        self.requests += answer.usage.requests
+        self.input_tokens += answer.usage.input_tokens
+        self.output_tokens += answer.usage.output_tokens
+        self.cost_usd += answer.cost_usd or 0
+        self.seconds += answer.model_s
+
 
 @dataclass(slots=True)
 class CacheCounts:
@@ -41,45 +63,102 @@ class CacheCounts:
     stores: int = 0
     cleanups: int = 0
     removed: int = 0
+    tier_failures: int = 0
     last_cleanup_at: datetime | None = None
     last_cleanup_ms: float | None = None
     saved: dict[str, Saved] = field(default_factory=dict[str, Saved])
     """By agent."""
 
 
-@dataclass(slots=True, eq=False)
-class _Flight:
-    task: asyncio.Task[Answer]
-    waiting: int = 0
+class Telling:
+    """The answer to one question while it comes: from memory, from a run that others share, or from one's own."""
+
+    def __init__(
+        self,
+        state: CacheState,
+        *,
+        flight: Flight | None = None,
+        finish: Callable[[Answer], Answer] | None = None,
+        answer: Answer | None = None,
+    ) -> None:
+        self.state: CacheState = state
+        self._flight = flight
+        self._finish = finish
+        self._answer = answer
+
+    async def answer(self) -> Answer:
+        """The whole answer."""
+        if self._answer is not None:
+            return self._answer
+        assert self._flight is not None
+        assert self._finish is not None
+        return self._finish(await self._flight.answer())
+
+    async def events(self) -> AsyncGenerator[RunEvent]:
+        """What is said, as it is said, and the answer at the end."""
+        if self._answer is not None:
+            if isinstance(self._answer.output, str) and self._answer.output:
+                yield TextDelta(self._answer.output)
+            yield self._answer
+            return
+        assert self._flight is not None
+        assert self._finish is not None
+        spoken = False
+        async for event in self._flight.events():
+            if isinstance(event, Answer):
+                answer = self._finish(event)
+                if not spoken and isinstance(answer.output, str) and answer.output:
+                    # The run was begun by somebody who did not want a stream, or in another process.
+                    yield TextDelta(answer.output)
+                yield answer
+            else:
+                spoken = spoken or isinstance(event, TextDelta)
+                yield event
+
+
+class Generations(Protocol):
+    """The part of a `SharedStore` that outdates what was remembered."""
+
+    def generation(self, counter: Counter) -> int | None:
+        """See `SharedStore.generation`."""
+        ...
+
+    async def bump(self, counter: Counter) -> int:
+        """See `SharedStore.bump`."""
+        ...
 
 
 class CacheService:
-    """Remembers answers in this process; `clear()` outdates what all workers of this machine remember.
+    """Remembers answers: in this process, and in `tier` for all workers (or replicas) where there are several.
 
-    Equal questions that are asked at once share one run. The table owns that run: whoever leaves harms nobody, the
-    last one to leave cancels it, and a failure reaches those who wait and is not kept. An entry, and a flight,
-    belongs to the generation of the board in which it began; a clear begins the next one.
+    Equal questions that are asked at once share one run, over processes too. The table of flights owns that run:
+    whoever leaves harms nobody, the last one to leave cancels it, and a failure reaches those who wait and is not
+    kept. An entry, and a flight, belongs to the generation in which it began; a clear begins the next one. A tier
+    that fails is a miss, never an error; while the generation is not known nothing remembered is trusted.
     """
 
     def __init__(
         self,
-        store: MemoryStore,
-        board: Board,
+        memory: MemoryStore,
+        generations: Generations,
         *,
         enabled: bool,
         ttl_s: float,
+        tier: SharedStore | None = None,
         clean_up_every_s: float = 30.0,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.enabled = enabled
         self.ttl_s = ttl_s
-        self.store = store
+        self.memory = memory
         self.counts = CacheCounts()
-        self._board = board
+        self.curve = CacheCurve(max_bytes=memory.max_bytes, ttl_s=ttl_s)
+        self._generations = generations
+        self._tier = tier
         self._clean_up_every_s = clean_up_every_s
         self._jitter = jitter
-        self._flights: dict[tuple[int, bytes], _Flight] = {}
-        self._tasks: set[asyncio.Task[Answer]] = set()
+        self._flights = Flights()
+        self._recent: OrderedDict[tuple[str, str], deque[bytes]] = OrderedDict()
         self._cleaner: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -88,49 +167,74 @@ class CacheService:
 
     async def aclose(self) -> None:
         """End the clean-up and every run that is still under way."""
-        ending: list[asyncio.Task[Any]] = [*self._tasks]
         if self._cleaner is not None:
-            ending.append(self._cleaner)
-        for task in ending:
-            task.cancel()
-        await asyncio.gather(*ending, return_exceptions=True)
+            self._cleaner.cancel()
+            await asyncio.gather(self._cleaner, return_exceptions=True)
+        await self._flights.aclose()
 
-    async def get_or_run(self, key: CacheKey, run: Run, *, mode: CacheMode, ttl_s: float | None = None) -> Answer:
+    async def get_or_run(
+        self, key: CacheKey, run: Run, *, mode: CacheMode, ttl_s: float | None = None, alone: bool = False
+    ) -> Answer:
         """The answer kept under `key`, or that of a run under way, or that of `run`, which is then kept.
 
         The answer's `cache`, `age_s` and `ttl_s` say which. Only an answer that calls itself `storable` is kept.
+        `alone` keeps this question from sharing a run with others that are asked at the same time.
         """
         if not self.enabled or mode == "off":
-            return replace(await run(), cache="BYPASS")
-        generation = self._board.generation("cache")
-        if mode == "refresh":
-            return self._keep(key, replace(await run(), cache="REFRESH"), generation, ttl_s)
-        if (found := self._find(key, generation)) is not None:
-            self.counts.hits += 1
-            self._save(key.agent, found)
+            return replace(await run(None), cache="BYPASS")
+        if mode == "use" and (found := self._recall(key)) is not None:
             return found
-        place = (generation, key.digest)
-        flight = self._flights.get(place)
-        joined = flight is not None
-        if flight is None:
-            self.counts.misses += 1
-            flight = self._flights[place] = self._take_off(place, key, run, ttl_s)
-        answer = await self._wait(place, flight)
-        if joined:
-            self.counts.coalesced += 1
-            self._save(key.agent, answer)
-            return replace(answer, cache="COALESCED")
-        return answer
+        async with self._telling(key, run, mode=mode, ttl_s=ttl_s, alone=alone, streamed=False) as telling:
+            return await telling.answer()
 
-    def clear(self) -> int:
-        """Outdate every entry in every worker of this machine, at once; gives how many this worker held."""
-        self._board.bump("cache")
-        return self.store.clear()
+    @asynccontextmanager
+    async def open_stream(
+        self, key: CacheKey, run: Run, *, mode: CacheMode, ttl_s: float | None = None, alone: bool = False
+    ) -> AsyncGenerator[Telling]:
+        """The same as a `Telling`, as soon as it is known where the answer comes from.
+
+        Leaving the block early leaves the run to the others; the last one to leave ends it.
+        """
+        mode = mode if self.enabled else "off"
+        if mode == "use" and (found := self._recall(key)) is not None:
+            yield Telling("HIT", answer=found)
+            return
+        async with self._telling(key, run, mode=mode, ttl_s=ttl_s, alone=alone, streamed=True) as telling:
+            yield telling
+
+    def recall(self, digest: bytes, agent: str) -> tuple[bytes, float, float] | None:
+        """The kept bytes under a key's digest with their age and the rest of their life, in seconds; not counted.
+
+        For whoever knows that the question and the caller's scope are those of the key.
+        """
+        generation = self._generation(agent)
+        if generation is None or (held := self.memory.get(digest, generation=generation)) is None:
+            return None
+        return held.value, self.memory.age_s(held), self.memory.left_s(held)
+
+    def count_hit(self, agent: str, digest: bytes, size: int, saved: Answer) -> None:
+        """Count a hit that `recall` made possible."""
+        self.counts.hits += 1
+        self._saved_for(agent).add(saved)
+        self.curve.record(digest, size)
+
+    async def clear(self, agent: str | None = None) -> int:
+        """Outdate every entry, or those of one agent, for everybody; gives how many this worker held.
+
+        When it returns, no worker and no replica serves an entry stored before. Raises `StoreUnavailable` where
+        that cannot be promised.
+        """
+        if agent is not None:
+            await self._generations.bump(f"cache:{agent}")
+            return self.memory.clear(tag=agent)
+        await self._generations.bump("cache")
+        self._recent.clear()
+        return self.memory.clear()
 
     def clean_up(self) -> int:
         """Remove expired entries and count that; gives how many they were."""
         started = perf_counter()
-        removed = self.store.remove_expired(generation=self._board.generation("cache"))
+        removed = self.memory.remove_expired(self._generation)
         self.counts.cleanups += 1
         self.counts.removed += removed
         self.counts.last_cleanup_at = datetime.now(UTC)
@@ -140,27 +244,27 @@ class CacheService:
     @property
     def waiting(self) -> int:
         """How many callers wait for a run right now, those included for whom it was begun."""
-        return sum(flight.waiting for flight in self._flights.values())
+        return self._flights.waiting
 
     def numbers(self) -> dict[str, Any]:
         """The cache of this worker in the contract's words."""
-        counts, store = self.counts, self.store
+        counts, memory = self.counts, self.memory
         asked = counts.hits + counts.coalesced + counts.misses
         by_agent = list(counts.saved.values())
         return {
             "enabled": self.enabled,
-            "backend": "memory",
-            "entries": len(store),
-            "bytes": store.bytes,
-            "max_bytes": store.max_bytes,
+            "backend": "memory" if self._tier is None else self._tier.kind,
+            "entries": len(memory),
+            "bytes": memory.bytes,
+            "max_bytes": memory.max_bytes,
             "ttl_seconds": self.ttl_s,
             "hits": counts.hits,
             "misses": counts.misses,
             "coalesced": counts.coalesced,
             "hit_ratio": (counts.hits + counts.coalesced) / asked if asked else 0.0,
             "stores": counts.stores,
-            "evictions": store.evictions,
-            "expirations": store.expirations,
+            "evictions": memory.evictions,
+            "expirations": memory.expirations,
             "cleanup": {
                 "runs": counts.cleanups,
                 "removed": counts.removed,
@@ -174,68 +278,168 @@ class CacheService:
                 "cost_usd": float(sum(saved.cost_usd for saved in by_agent)),
                 "seconds": sum(saved.seconds for saved in by_agent),
             },
-            "recommendations": [],
+            "recommendations": self.curve.recommendations(),
         }
 
-    def _take_off(self, place: tuple[int, bytes], key: CacheKey, run: Run, ttl_s: float | None) -> _Flight:
-        async def fly() -> Answer:
-            return self._keep(key, replace(await run(), cache="MISS"), place[0], ttl_s)
+    @asynccontextmanager
+    async def _telling(
+        self, key: CacheKey, run: Run, *, mode: CacheMode, ttl_s: float | None, alone: bool, streamed: bool
+    ) -> AsyncGenerator[Telling]:
+        generation = self._generation(key.agent)
+        joinable = mode == "use" and not alone
+        place = (generation, key.digest) if joinable else object()
 
-        task = asyncio.create_task(fly(), name="cache-flight")
-        flight = _Flight(task)
-        self._tasks.add(task)
+        async def fly(flight: Flight) -> Answer:
+            tell = flight.tell if streamed else None
+            if mode == "off":
+                flight.decide("BYPASS")
+                return replace(await run(tell), cache="BYPASS")
+            if mode == "refresh":
+                flight.decide("REFRESH")
+                return await self._keep(key, replace(await run(tell), cache="REFRESH"), generation, ttl_s)
+            return await self._fly(flight, key, run, tell, generation, ttl_s, joinable=joinable)
 
-        def land(done: asyncio.Task[Answer]) -> None:
-            self._tasks.discard(done)
-            if self._flights.get(place) is flight:
-                del self._flights[place]
-            if not done.cancelled():
-                done.exception()  # marked as seen: where everybody has left, nobody else looks
+        with self._flights.aboard(place, fly) as (flight, joined):
+            state: CacheState = await flight.decided()
+            if joined and state == "MISS":
+                state = "COALESCED"
 
-        task.add_done_callback(land)
-        return flight
+            def finish(answer: Answer) -> Answer:
+                if not joined:
+                    return answer
+                if answer.cache == "HIT":
+                    self.counts.hits += 1
+                else:
+                    self.counts.coalesced += 1
+                    answer = replace(answer, cache="COALESCED", attempts=(), differs=())
+                self._saved_for(key.agent).add(answer)
+                return answer
 
-    async def _wait(self, place: tuple[int, bytes], flight: _Flight) -> Answer:
-        flight.waiting += 1
+            yield Telling(state, flight=flight, finish=finish)
+
+    async def _fly(
+        self,
+        flight: Flight,
+        key: CacheKey,
+        run: Run,
+        tell: Tell | None,
+        generation: Generation | None,
+        ttl_s: float | None,
+        *,
+        joinable: bool,
+    ) -> Answer:
+        """One run for all who are aboard: the shared tier is asked first, then, once for all processes, the model."""
+        lease = _Lease(self._tier, key.digest) if joinable and self._tier is not None and generation else None
+        found = await self._from_tier(key, generation)
+        if lease is not None and not isinstance(found, Answer):
+            found = await self._wait_for_others(lease, key, generation)
+        if isinstance(found, Answer):
+            self.counts.hits += 1
+            self._saved_for(key.agent).add(found)
+            flight.decide("HIT")
+            return found
+        self.counts.misses += 1
+        flight.decide("MISS")
+        kept = False
         try:
-            await asyncio.wait([flight.task])  # unlike awaiting the task, this does not pass a cancellation on to it
+            answer = replace(await run(tell), cache="MISS", differs=self._nearest(key))
+            answer = await self._keep(key, answer, generation, ttl_s)
+            kept = answer.ttl_s is not None
         finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.task.done():
-                # Nobody may join a run that is ending.
-                if self._flights.get(place) is flight:
-                    del self._flights[place]
-                flight.task.cancel()
-        if flight.task.cancelled():
-            raise Unavailable("the server is shutting down")
-        return flight.task.result()
+            if lease is not None:
+                await lease.give_back(kept=kept)
+        return answer
 
-    def _find(self, key: CacheKey, generation: int) -> Answer | None:
-        kept = self.store.get(key.digest, generation=generation)
+    async def _wait_for_others(
+        self, lease: "_Lease", key: CacheKey, generation: Generation | None
+    ) -> Answer | Literal["nothing"] | None:
+        """While another process asks the model, wait for its answer; anything else means that it is this one's turn."""
+        pause_s = 0.004
+        while not await lease.take():
+            await asyncio.sleep(pause_s * (0.5 + self._jitter()))
+            pause_s = min(0.05, pause_s * 1.5)
+            found = await self._from_tier(key, generation)
+            if found is not None:
+                return found
+        return None
+
+    async def _from_tier(self, key: CacheKey, generation: Generation | None) -> Answer | Literal["nothing"] | None:
+        """What the shared tier keeps, brought near; `nothing` where a run has just ended without such an answer."""
+        if self._tier is None or generation is None:
+            return None
+        try:
+            value = await self._tier.get(key.digest)
+        except StoreUnavailable:
+            self.counts.tier_failures += 1
+            return None
+        if value is None or value == _NOTHING_KEPT:
+            return value and "nothing"
+        kept = kept_answer.read(value, key)
+        if kept is None or kept.generation != generation:
+            return None
+        # The tier has seen to it that it lives; how long is told by clocks that may be set, hence the bounds.
+        age_s = min(max(0.0, time() - kept.stored_at), kept.life_s)
+        left_s = kept.life_s - age_s
+        if left_s > 0:
+            self.memory.put(key.digest, value, ttl_s=left_s, generation=generation, tag=key.agent, age_s=age_s)
+        self.curve.record(key.digest, len(value))
+        return replace(kept.answer, age_s=age_s, ttl_s=left_s)
+
+    def _recall(self, key: CacheKey) -> Answer | None:
+        generation = self._generation(key.agent)
+        if generation is None or (held := self.memory.get(key.digest, generation=generation)) is None:
+            return None
+        kept = kept_answer.read(held.value, key)
         if kept is None:
             return None
-        entry = from_json(kept.value)
-        if entry["key"] != key.digest.hex() or entry["scope"] != key.scope:
-            return None
-        return _read(entry, age_s=self.store.age_s(kept), ttl_s=self.store.left_s(kept))
+        self.count_hit(key.agent, key.digest, len(held.value), kept.answer)
+        return replace(kept.answer, age_s=self.memory.age_s(held), ttl_s=self.memory.left_s(held))
 
-    def _keep(self, key: CacheKey, answer: Answer, generation: int, ttl_s: float | None) -> Answer:
-        if not answer.storable:
+    async def _keep(self, key: CacheKey, answer: Answer, generation: Generation | None, ttl_s: float | None) -> Answer:
+        if not answer.storable or generation is None:
             return answer
         # Up to a tenth less, so that what was stored together does not expire together.
         life_s = (ttl_s or self.ttl_s) * (1 - 0.1 * self._jitter())
-        if not self.store.put(key.digest, _written(key, answer), ttl_s=life_s, generation=generation):
+        value = kept_answer.write(key, answer, generation=generation, life_s=life_s)
+        if not self.memory.put(key.digest, value, ttl_s=life_s, generation=generation, tag=key.agent):
             return answer
         self.counts.stores += 1
+        self.curve.record(key.digest, len(value))
+        self._remember(key)
+        if self._tier is not None:
+            try:
+                await self._tier.put(key.digest, value, ttl_s=life_s)
+            except StoreUnavailable:
+                self.counts.tier_failures += 1
         return replace(answer, ttl_s=life_s)
 
-    def _save(self, agent: str, answer: Answer) -> None:
-        saved = self.counts.saved.setdefault(agent, Saved())
-        saved.requests += answer.usage.requests
-        saved.input_tokens += answer.usage.input_tokens
-        saved.output_tokens += answer.usage.output_tokens
-        saved.cost_usd += answer.cost_usd or 0
-        saved.seconds += answer.model_s
+    def _generation(self, agent: str) -> Generation | None:
+        """What is current: for all agents, and for this one. `None` while it cannot be known."""
+        everybody, one = self._generations.generation("cache"), self._generations.generation(f"cache:{agent}")
+        return None if everybody is None or one is None else (everybody, one)
+
+    def _saved_for(self, agent: str) -> Saved:
+        saved = self.counts.saved.get(agent)
+        if saved is None:
+            saved = self.counts.saved[agent] = Saved()
+        return saved
+
+    def _remember(self, key: CacheKey) -> None:
+        place = (key.scope, key.agent)
+        marks = self._recent.get(place)
+        if marks is None:
+            marks = self._recent[place] = deque(maxlen=_RECENT)
+            if len(self._recent) > _FAMILIAR:
+                self._recent.popitem(last=False)
+        marks.append(key.marks())
+
+    def _nearest(self, key: CacheKey) -> tuple[str, ...]:
+        """The ingredients in which the nearest of the last kept keys of this scope and agent differs."""
+        marks = self._recent.get((key.scope, key.agent))
+        if not marks:
+            return ()
+        ours = key.marks()
+        return min((differing(ours, other) for other in marks), key=len)
 
     async def _clean_for_ever(self) -> None:
         while True:
@@ -243,34 +447,42 @@ class CacheService:
             self.clean_up()
 
 
-def _written(key: CacheKey, answer: Answer) -> bytes:
-    return to_json(
-        {
-            "key": key.digest.hex(),
-            "scope": key.scope,
-            "id": answer.id,
-            "output": answer.output,
-            "agent": answer.agent,
-            "model": answer.model,
-            "usage": [answer.usage.input_tokens, answer.usage.output_tokens, answer.usage.requests],
-            "cost_usd": None if answer.cost_usd is None else str(answer.cost_usd),
-            "model_s": answer.model_s,
-        }
-    )
+class _Lease:
+    """The right to ask the model one question, among the processes that share a store; renewed while it is held."""
 
+    def __init__(self, store: SharedStore, digest: bytes) -> None:
+        self._store = store
+        self._digest = digest
+        self._name = b"flight:" + digest
+        self._owner = uuid4().hex
+        self._renewing: asyncio.Task[None] | None = None
 
-def _read(entry: dict[str, Any], *, age_s: float, ttl_s: float) -> Answer:
-    input_tokens, output_tokens, requests = entry["usage"]
-    return Answer(
-        id=entry["id"],
-        output=entry["output"],
-        agent=entry["agent"],
-        model=entry["model"],
-        usage=Usage(input_tokens, output_tokens, requests),
-        cost_usd=None if entry["cost_usd"] is None else Decimal(entry["cost_usd"]),
-        model_s=entry["model_s"],
-        cache="HIT",
-        storable=True,
-        age_s=age_s,
-        ttl_s=ttl_s,
-    )
+    async def take(self) -> bool:
+        """Whether this process may ask; without a store everybody may."""
+        try:
+            if not await self._store.claim(self._name, self._owner, ttl_s=_LEASE_S):
+                return False
+        except StoreUnavailable:
+            return True
+        self._renewing = asyncio.create_task(self._renew(), name="cache-lease")
+        return True
+
+    async def give_back(self, *, kept: bool) -> None:
+        """Let the next one ask; where nothing was `kept`, those who waited are told not to wait for each other."""
+        if self._renewing is None:
+            return
+        self._renewing.cancel()
+        try:
+            if not kept:
+                await self._store.put(self._digest, _NOTHING_KEPT, ttl_s=1.0)
+            await self._store.release(self._name, self._owner)
+        except StoreUnavailable:
+            pass  # It ends by itself.
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(_LEASE_S / 3)
+            try:
+                await self._store.claim(self._name, self._owner, ttl_s=_LEASE_S)
+            except StoreUnavailable:
+                continue

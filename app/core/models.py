@@ -62,7 +62,7 @@ class Models:
         if name == offline_model.NAME:
             return offline_model.OfflineModel()
         try:
-            return self._guarded(self._lean(infer_model(name, self._provider)))
+            return self._guarded(self._lean(infer_model(name, self._provider)), name)
         except (exceptions.UserError, ValueError) as error:
             raise BadConfiguration(
                 f"model {name!r} cannot be used: {_first_line(error)} (valid: openai-chat:gpt-5-mini, offline)"
@@ -82,12 +82,12 @@ class Models:
             self._http = ProviderHttp()
         return LeanChatModel(cast("OpenAIChatModel", model), self._http)
 
-    def _guarded(self, model: Model[Any]) -> Model[Any]:
+    def _guarded(self, model: Model[Any], name: str) -> Model[Any]:
         identity = provider_identity(model)
         guard = self.guards.get(identity)
         if guard is None:
             guard = self.guards[identity] = ProviderGuard(provider_of(model))
-        return GuardedModel(model, guard)
+        return GuardedModel(model, guard, name)
 
     def _provider(self, name: str) -> Provider[Any]:
         if name.startswith("gateway/"):

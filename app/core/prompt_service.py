@@ -1,23 +1,23 @@
-"""The story of a prompt, top to bottom: agent, model, record, answer."""
+"""The story of a prompt, top to bottom: agent, cache, model, record, answer."""
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from time import monotonic, perf_counter
-from typing import Any, cast
-
-from pydantic_ai import ModelSettings
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, SystemPromptPart, TextPart, ThinkingPart
-from pydantic_core import to_jsonable_python
+from typing import Any
 
 from app.core.agent_pool import AgentPool, PooledAgent
+from app.core.agent_run import Outcome, run_agent
 from app.core.agents import AgentDefinition, Agents
-from app.core.cache_key import CacheKey, cache_key
-from app.core.cache_service import CacheService
+from app.core.cache_key import CacheKey
+from app.core.cache_policy import is_storable, key_of, may_be_kept, may_be_shared_in_flight, ttl_of
+from app.core.cache_service import CacheService, Run, Telling
+from app.core.flights import Tell
 from app.core.models import Models, provider_error, provider_of
-from app.core.provider_guard import deadline_at
-from app.core.run import Answer, Caller, Output, Question, RunSettings, Usage, new_run_id
-from app.core.run_log import RunLog
+from app.core.provider_guard import attempts, deadline_at
+from app.core.run import Answer, Attempt, CacheMode, Caller, Question, RunEvent, Started, new_run_id
+from app.core.run_log import Recording, RunLog
 from app.errors import FieldFault, InvalidFields, MnemosineError, ProviderTimeout
 
 
@@ -56,46 +56,69 @@ class PromptService:
         Raises `NotFound` for an unknown agent, `InvalidFields` for a model that is not allowed, a `ModelError`
         where the provider failed. However it ends, cancellation included, the run is recorded.
         """
-        definition = self._agents.get(question.agent)
-        model_name = self._model_for(definition, question.model)
-        run_id = new_run_id()
-
-        async def run() -> Answer:
-            # Leased by the run, not by the caller: whoever shares the run may leave before it ends.
-            async with self._pool.lease(definition, model_name=model_name) as entry:
-                return await self._run(run_id, entry, caller, question)
-
+        asked = self._asked(caller, question)
         with self._runs.recording(
-            run_id,
-            user_id=caller.id,
-            agent=definition.name,
-            model=model_name,
+            asked.run_id,
+            caller=caller,
+            agent=asked.definition.name,
+            model=asked.model_name,
             conversation_id=question.conversation_id,
         ) as record:
-            answer = await self._cache.get_or_run(
-                self._key(caller, definition, model_name, question),
-                run,
-                # What was said before in a conversation is not part of the key yet.
-                mode="off" if question.conversation_id is not None or _never_kept(definition) else question.cache_mode,
-                ttl_s=question.cache_ttl_s or definition.options.cache.ttl,
-            )
-            if answer.cache in ("HIT", "COALESCED"):
-                answer = replace(answer, id=run_id)
+            answer = await self._cache.get_or_run(asked.key, asked.run, **asked.cache_options)
+            answer = asked.ours(answer)
             record.answered(answer)
             return answer
 
-    def _key(self, caller: Caller, definition: AgentDefinition, model_name: str, question: Question) -> CacheKey:
+    @asynccontextmanager
+    async def stream(self, caller: Caller, question: Question) -> AsyncGenerator[AsyncGenerator[RunEvent]]:
+        """The agent's answer to `question` while it is made: `Started` first, the `Answer` last.
+
+        Entering raises what `answer` raises before a model is asked; the iterator raises what comes later. Leaving
+        the block early ends the caller's part, and the run where nobody else waits for it.
+        """
+        asked = self._asked(caller, question)
+        with self._runs.recording(
+            asked.run_id,
+            caller=caller,
+            agent=asked.definition.name,
+            model=asked.model_name,
+            conversation_id=question.conversation_id,
+        ) as record:
+            async with self._cache.open_stream(asked.key, asked.run, **asked.cache_options) as telling:
+                events = self._events(asked, telling, record)
+                try:
+                    yield events
+                finally:
+                    await events.aclose()
+
+    async def _events(self, asked: "_Asked", telling: Telling, record: Recording) -> AsyncGenerator[RunEvent]:
+        question = asked.question
+        yield Started(asked.run_id, asked.definition.name, asked.model_name, question.conversation_id, telling.state)
+        async for event in telling.events():
+            if isinstance(event, Answer):
+                event = asked.ours(event)
+                record.answered(event)
+            yield event
+
+    def _asked(self, caller: Caller, question: Question) -> "_Asked":
+        definition = self._agents.get(question.agent)
+        model_name = self._model_for(definition, question.model)
         chain = (model_name, *definition.fallbacks) if model_name == definition.model else (model_name,)
-        shared = definition.options.cache.scope == "shared" and definition.deps is None
-        return cache_key(
-            # What is made with a caller's own dependencies is that caller's.
-            scope="shared" if shared else f"user:{caller.id}",
-            agent=definition.name,
-            revision=definition.revision,
-            models=[self._endpoint(definition, name) for name in chain],
-            instructions=definition.instructions,
-            prompt=question.message or "",
-            settings=asdict(question.settings),
+        endpoints = [self._endpoint(definition, name) for name in chain]
+        run_id = new_run_id()
+
+        async def run(tell: Tell | None) -> Answer:
+            # Leased by the run, not by the caller: whoever shares the run may leave before it ends.
+            async with self._pool.lease(definition, model_name=model_name) as entry:
+                return await self._run(run_id, entry, caller, question, tell)
+
+        return _Asked(
+            run_id=run_id,
+            definition=definition,
+            model_name=model_name,
+            question=question,
+            key=key_of(caller, definition, endpoints, question),
+            run=run,
         )
 
     def _endpoint(self, definition: AgentDefinition, name: str) -> str:
@@ -106,47 +129,54 @@ class PromptService:
             endpoint = self._endpoints[name] = f"{name}@{self._models.get(name).base_url or ''}"
         return endpoint
 
-    async def _run(self, run_id: str, entry: PooledAgent, caller: Caller, question: Question) -> Answer:
+    async def _run(
+        self, run_id: str, entry: PooledAgent, caller: Caller, question: Question, tell: Tell | None
+    ) -> Answer:
         """Run the agent and count it, however it ends."""
         provider = provider_of(entry.model)
         started = perf_counter()
+        tried: list[Attempt] = []
+        attempts.set(tried)
         counted: dict[str, Any] = {"outcome": "error"}
+        answered_by = entry.model_name
         try:
-            answer = await self._ask(run_id, entry, caller, question, provider)
-            cost = answer.cost_usd
+            outcome = await self._ask(run_id, entry, caller, question, provider, tell)
+            answered_by = next((one.model for one in reversed(tried) if one.outcome == "ok"), entry.model_name)
             counted = {
                 "outcome": "ok",
-                "input_tokens": answer.usage.input_tokens,
-                "output_tokens": answer.usage.output_tokens,
-                "cost_usd": None if cost is None else float(cost),
+                "input_tokens": outcome.usage.input_tokens,
+                "output_tokens": outcome.usage.output_tokens,
+                "cost_usd": None if outcome.cost_usd is None else float(outcome.cost_usd),
             }
         except asyncio.CancelledError:
             counted = {"outcome": "cancelled"}
             raise
-        else:
-            return answer
         finally:
             if self._on_model_call is not None:
-                self._on_model_call(provider, entry.model_name, seconds=perf_counter() - started, **counted)
+                self._on_model_call(provider, answered_by, seconds=perf_counter() - started, **counted)
+        return Answer(
+            id=run_id,
+            output=outcome.output,
+            agent=entry.definition.name,
+            model=answered_by,
+            usage=outcome.usage,
+            cost_usd=outcome.cost_usd,
+            model_s=perf_counter() - started,
+            conversation_id=None,
+            storable=answered_by == entry.model_name and is_storable(outcome.new_messages, entry.definition, question),
+            finish_reason=outcome.finish_reason,
+            tool_calls=outcome.tool_calls,
+            attempts=tuple(tried),
+            messages=outcome.written_messages,
+        )
 
-    async def _ask(self, run_id: str, entry: PooledAgent, caller: Caller, question: Question, provider: str) -> Answer:
-        started = perf_counter()
-        message = question.message or ""
+    async def _ask(
+        self, run_id: str, entry: PooledAgent, caller: Caller, question: Question, provider: str, tell: Tell | None
+    ) -> Outcome:
         deadline_at.set(monotonic() + self._model_timeout_s)
         try:
             async with asyncio.timeout(self._model_timeout_s), entry.definition.open_deps(caller) as deps:
-                settings = _model_settings(question.settings)
-                if entry.direct is not None:
-                    result = await entry.direct.run(message, run_id=run_id, model_settings=settings)
-                else:
-                    result = await entry.agent.run(
-                        message,
-                        run_id=run_id,
-                        # A Python agent is one object for every run, so the model comes with the run.
-                        model=None if entry.agent.model is entry.model else entry.model,
-                        deps=deps,
-                        model_settings=settings,
-                    )
+                return await run_agent(entry, question, deps, run_id=run_id, tell=tell)
         except TimeoutError as error:
             raise ProviderTimeout(
                 f"the model provider {provider} did not answer within {self._model_timeout_s:g} s"
@@ -158,18 +188,6 @@ class PromptService:
             if known is None:
                 raise
             raise known from error
-        usage = result.usage
-        return Answer(
-            id=run_id,
-            output=_output(result.output),
-            agent=entry.definition.name,
-            model=entry.model_name,
-            usage=Usage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, requests=usage.requests),
-            cost_usd=usage.cost,
-            model_s=perf_counter() - started,
-            conversation_id=question.conversation_id,
-            storable=_storable(result.new_messages(), entry.definition),
-        )
 
     def _model_for(self, definition: AgentDefinition, wanted: str | None) -> str:
         if wanted is None or wanted == definition.model:
@@ -183,52 +201,30 @@ class PromptService:
         return wanted
 
 
-def _never_kept(definition: AgentDefinition) -> bool:
-    """Whether no answer of this agent is kept or shared: it says so, or asking it twice may have to act twice."""
-    writes = definition.open_tools or any(tool.effect == "write" for tool in definition.tools)
-    return writes or not definition.options.cache.enabled
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One question on its way: which agent and model are meant, what its answer is called, how to run it."""
 
+    run_id: str
+    definition: AgentDefinition
+    model_name: str
+    question: Question
+    key: CacheKey
+    run: Run
 
-def _storable(messages: Iterable[ModelMessage], definition: AgentDefinition) -> bool:
-    """Whether a run may be kept: instructions as defined, text alone, and the provider said that it was complete."""
-    if definition.fallbacks:
-        # A fallback's answer must not stand under the name of the model that failed.
-        return False
-    for message in messages:
-        match message:
-            case ModelRequest():
-                # Instructions made for this one run are not in the key.
-                if (message.instructions or None) != (definition.instructions or None):
-                    return False
-                if any(isinstance(part, SystemPromptPart) for part in message.parts):
-                    return False
-            case ModelResponse():
-                # A tool may have written something; anything but text counts as a tool.
-                if not all(isinstance(part, TextPart | ThinkingPart) for part in message.parts):
-                    return False
-                if message.finish_reason != "stop":
-                    return False
-    return True
+    @property
+    def cache_options(self) -> dict[str, Any]:
+        """How the cache takes part."""
+        kept = may_be_kept(self.definition)
+        # What was said before in a conversation is not part of the key yet.
+        mode: CacheMode = self.question.cache_mode if kept and self.question.conversation_id is None else "off"
+        return {
+            "mode": mode,
+            "ttl_s": ttl_of(self.definition, self.question),
+            "alone": not may_be_shared_in_flight(self.definition),
+        }
 
-
-def _output(output: object) -> Output:
-    if isinstance(output, str):
-        return output
-    plain = to_jsonable_python(output)
-    return cast("Output", plain) if isinstance(plain, dict) else {"result": plain}
-
-
-def _model_settings(settings: RunSettings) -> ModelSettings:
-    # The SDK's own retries are off: one failed request must not become three (failures in the field, row 58).
-    chosen = ModelSettings(max_retries=0)
-    if settings.temperature is not None:
-        chosen["temperature"] = settings.temperature
-    if settings.max_tokens is not None:
-        chosen["max_tokens"] = settings.max_tokens
-    if settings.top_p is not None:
-        chosen["top_p"] = settings.top_p
-    if settings.seed is not None:
-        chosen["seed"] = settings.seed
-    if settings.stop is not None:
-        chosen["stop_sequences"] = list(settings.stop)
-    return chosen
+    def ours(self, answer: Answer) -> Answer:
+        """The answer as this caller's: its own id where it was somebody else's run, its own conversation."""
+        run_id = self.run_id if answer.cache in ("HIT", "COALESCED") else answer.id
+        return replace(answer, id=run_id, conversation_id=self.question.conversation_id)

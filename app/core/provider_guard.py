@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any, TypeVar
 
 from pydantic_ai import ModelMessage, ModelResponse, ModelSettings, RunContext
@@ -22,6 +22,7 @@ from pydantic_ai.exceptions import (
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.wrapper import WrapperModel
 
+from app.core.run import Attempt
 from app.errors import ProviderUnavailable
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,10 @@ _BACKOFF_S = 0.25
 
 deadline_at: ContextVar[float | None] = ContextVar("deadline_at", default=None)
 """On the monotonic clock: when the whole run has to be over. A retry that could not be is not begun."""
+
+
+attempts: ContextVar[list[Attempt] | None] = ContextVar("attempts", default=None)
+"""Where the run that is under way wants its requests to models noted."""
 
 
 class ProviderGuard:
@@ -77,28 +82,28 @@ class ProviderGuard:
         """Whether calls are refused, but for probes."""
         return self._open_until is not None
 
-    async def call(self, send: Callable[[], Awaitable[_T]]) -> _T:
+    async def call(self, send: Callable[[], Awaitable[_T]], *, model: str = "") -> _T:
         """What `send()` gives; called a second time where the failure may pass and the budget allows it.
 
         Raises what `send` raised last, or `ProviderUnavailable` while the breaker is open.
         """
         try:
-            with self._counted():
+            with self._counted(model):
                 return await send()
         except ModelAPIError as error:
             wait_s = self._wait_before_retry(error)
             if wait_s is None:
                 raise
         await asyncio.sleep(wait_s)
-        with self._counted():
+        with self._counted(model):
             return await send()
 
     @asynccontextmanager
-    async def opened(self, open_: Callable[[], AbstractAsyncContextManager[_T]]) -> AsyncGenerator[_T]:
+    async def opened(self, open_: Callable[[], AbstractAsyncContextManager[_T]], *, model: str) -> AsyncGenerator[_T]:
         """The stream that `open_()` opens. Opening it is tried again like a call; what was streamed never is."""
         stream = open_()
         try:
-            with self._counted():
+            with self._counted(model):
                 entered = await stream.__aenter__()
         except ModelAPIError as error:
             wait_s = self._wait_before_retry(error)
@@ -106,7 +111,7 @@ class ProviderGuard:
                 raise
             await asyncio.sleep(wait_s)
             stream = open_()
-            with self._counted():
+            with self._counted(model):
                 entered = await stream.__aenter__()
         try:
             yield entered
@@ -119,21 +124,33 @@ class ProviderGuard:
             await stream.__aexit__(None, None, None)
 
     @contextmanager
-    def _counted(self) -> Generator[None]:
-        probe = self._admit()
+    def _counted(self, model: str) -> Generator[None]:
+        noted = attempts.get()
+        started = perf_counter()
+        outcome = "cancelled"
+        try:
+            probe = self._admit()
+        except ProviderUnavailable:
+            if noted is not None:
+                noted.append(Attempt(model, 0.0, "circuit open"))
+            raise
         self.calls += 1
         self._saved = min(self._max_saved, self._saved + 0.1)
         try:
             yield
         except Exception as error:
+            outcome = _kind_of(error)
             if _is_outage(error):
                 self._failed()
             elif isinstance(error, ModelAPIError):
                 self._succeeded()  # It answers, if only with a refusal.
             raise
         else:
+            outcome = "ok"
             self._succeeded()
         finally:
+            if noted is not None:
+                noted.append(Attempt(model, perf_counter() - started, outcome))
             # A probe that was cancelled says nothing; the next call probes.
             if probe:
                 self._probing = False
@@ -189,9 +206,11 @@ class ProviderGuard:
 class GuardedModel(WrapperModel):
     """A model behind its provider's guard; everything else is the model's own."""
 
-    def __init__(self, wrapped: Model[Any], guard: ProviderGuard) -> None:
+    def __init__(self, wrapped: Model[Any], guard: ProviderGuard, name: str) -> None:
+        """Guard `wrapped`, which the operator calls `name`."""
         super().__init__(wrapped)
         self.guard = guard
+        self.name = name
 
     async def request(
         self,
@@ -200,7 +219,9 @@ class GuardedModel(WrapperModel):
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
         """The wrapped model's answer, asked for twice at most."""
-        return await self.guard.call(lambda: self.wrapped.request(messages, model_settings, model_request_parameters))
+        return await self.guard.call(
+            lambda: self.wrapped.request(messages, model_settings, model_request_parameters), model=self.name
+        )
 
     @asynccontextmanager
     async def request_stream(
@@ -212,7 +233,8 @@ class GuardedModel(WrapperModel):
     ) -> AsyncGenerator[StreamedResponse]:
         """The wrapped model's stream; never asked for again once it has begun."""
         async with self.guard.opened(
-            lambda: self.wrapped.request_stream(messages, model_settings, model_request_parameters, run_context)
+            lambda: self.wrapped.request_stream(messages, model_settings, model_request_parameters, run_context),
+            model=self.name,
         ) as stream:
             yield stream
 
@@ -220,6 +242,21 @@ class GuardedModel(WrapperModel):
 def _is_outage(error: Exception) -> bool:
     """Whether the failure says that the provider is away, rather than that it refuses this call."""
     return isinstance(error, ModelConnectionError | ModelServerError | ModelUnavailableError | TimeoutError)
+
+
+def _kind_of(error: Exception) -> str:
+    """The failure in one word, for whoever asks why a request was slow."""
+    match error:
+        case ModelRateLimitError():
+            return "rate limited"
+        case ModelTimeoutError() | TimeoutError():
+            return "timeout"
+        case ModelConnectionError():
+            return "connection"
+        case ModelHTTPError():
+            return f"status {error.status_code}"
+        case _:
+            return "bad answer"
 
 
 def _may_pass(error: ModelAPIError) -> bool:

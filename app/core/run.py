@@ -127,6 +127,16 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """One request to one model, and how it ended."""
+
+    model: str
+    seconds: float
+    outcome: str
+    """`ok`, or the kind of failure in one word."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One finished run, ready to be rendered on any wire."""
 
@@ -142,7 +152,7 @@ class Answer:
     conversation_id: str | None = None
     cache: CacheState = "MISS"
     storable: bool = False
-    """Whether the cache may keep it: complete, and no tool was called."""
+    """Whether the cache may keep it: complete, and nothing was changed by it."""
     age_s: float = 0.0
     """Seconds since a kept answer was stored."""
     ttl_s: float | None = None
@@ -150,6 +160,10 @@ class Answer:
     finish_reason: FinishReason = "stop"
     tool_calls: tuple[ToolCall, ...] = ()
     """What the caller has to do before the run goes on; `output` is then what was said so far."""
+    attempts: tuple[Attempt, ...] = ()
+    """The requests to models that this run made; none where it was answered from memory."""
+    differs: tuple[str, ...] = ()
+    """Of a miss: the ingredients of the key in which the nearest kept answer differs; empty where there is none."""
     messages: bytes | None = field(default=None, repr=False)
     """The new messages as Pydantic AI writes them (JSON); `None` where the text alone says it all."""
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Literal
 
-from app.core.run import Answer
+from app.core.run import Answer, Caller
 from app.db.async_session import Database
 from app.db.runs import RunRow, save_runs
 from app.errors import DatabaseUnavailable, MnemosineError
@@ -58,12 +58,12 @@ class RunLog:
 
     @contextmanager
     def recording(
-        self, run_id: str, *, user_id: str, agent: str, model: str, conversation_id: str | None = None
+        self, run_id: str, *, caller: Caller, agent: str, model: str, conversation_id: str | None = None
     ) -> Generator[Recording]:
         """Record the block as one run: done, failed, or cancelled where the block was cancelled."""
         row = RunRow(
             id=run_id,
-            user_id=user_id,
+            user_id=caller.id,
             agent=agent,
             model=model,
             conversation_id=conversation_id,

@@ -5,11 +5,21 @@ import mmap
 import os
 from pathlib import Path
 from typing import Self
+from zlib import crc32
 
 from app.stores.protocol import Counter
 
 _PLACES: dict[Counter, int] = {"cache": 0, "credentials": 1, "agents": 2}
 _SIZE = 4096
+_FIRST_SHARED = 16
+
+
+def place_of(counter: Counter) -> int:
+    """Where the number of `counter` stands; names beyond the three share the places that remain."""
+    place = _PLACES.get(counter)
+    if place is None:
+        place = _FIRST_SHARED + crc32(counter.encode()) % (_SIZE // 8 - _FIRST_SHARED)
+    return place
 
 
 class Board:
@@ -39,15 +49,15 @@ class Board:
 
     def generation(self, counter: Counter) -> int:
         """The present generation of `counter`."""
-        return self._counters[_PLACES[counter]]
+        return self._counters[place_of(counter)]
 
     def bump(self, counter: Counter) -> int:
         """Begin a new generation of `counter`, for every process; gives its number."""
         # A lock belongs to an open file: each Board has its own, so threads exclude each other only by the GIL.
         fcntl.flock(self._file, fcntl.LOCK_EX)
         try:
-            number = self._counters[_PLACES[counter]] + 1
-            self._counters[_PLACES[counter]] = number
+            number = self._counters[place_of(counter)] + 1
+            self._counters[place_of(counter)] = number
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         return number

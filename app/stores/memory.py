@@ -17,7 +17,8 @@ class Kept:
     value: bytes
     stored_at: float
     expires_at: float
-    generation: int
+    generation: object
+    tag: str = ""
 
 
 class MemoryStore:
@@ -37,7 +38,7 @@ class MemoryStore:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: bytes, *, generation: int) -> Kept | None:
+    def get(self, key: bytes, *, generation: object) -> Kept | None:
         """What is kept under `key`, unless it has expired or was stored in another generation."""
         kept = self._entries.get(key)
         if kept is None:
@@ -49,14 +50,19 @@ class MemoryStore:
         self._entries.move_to_end(key)
         return kept
 
-    def put(self, key: bytes, value: bytes, *, ttl_s: float, generation: int) -> bool:
-        """Keep `value` for `ttl_s` seconds; `False` where it is too large to be kept."""
+    def put(
+        self, key: bytes, value: bytes, *, ttl_s: float, generation: object, tag: str = "", age_s: float = 0.0
+    ) -> bool:
+        """Keep `value` for `ttl_s` more seconds; `False` where it is too large to be kept.
+
+        `tag` is for clearing by it; `age_s` is how old it is already.
+        """
         self._drop(key)
         size = len(value) + ENTRY_OVERHEAD_BYTES
         if len(value) > self._max_entry_bytes or size > self.max_bytes:
             return False
         now = self._clock()
-        self._entries[key] = Kept(value, now, now + ttl_s, generation)
+        self._entries[key] = Kept(value, now - age_s, now + ttl_s, generation, tag)
         self.bytes += size
         while self.bytes > self.max_bytes:
             self._drop(next(iter(self._entries)))
@@ -71,21 +77,29 @@ class MemoryStore:
         """Seconds that `kept` has to live."""
         return kept.expires_at - self._clock()
 
-    def remove_expired(self, *, generation: int, at_most: int = 10_000) -> int:
-        """Drop what has expired among the `at_most` least recently used entries; gives how many those were."""
+    def remove_expired(self, current: Callable[[str], object], *, at_most: int = 10_000) -> int:
+        """Drop what has expired among the `at_most` least recently used entries; gives how many those were.
+
+        `current` gives the generation that is current for a tag.
+        """
         now = self._clock()
         old = [
             key
             for key, kept in islice(self._entries.items(), at_most)
-            if kept.generation != generation or now >= kept.expires_at
+            if now >= kept.expires_at or kept.generation != current(kept.tag)
         ]
         for key in old:
             self._drop(key)
         self.expirations += len(old)
         return len(old)
 
-    def clear(self) -> int:
-        """Drop everything; gives how many entries that were."""
+    def clear(self, *, tag: str | None = None) -> int:
+        """Drop everything, or what has this tag; gives how many entries that were."""
+        if tag is not None:
+            tagged = [key for key, kept in self._entries.items() if kept.tag == tag]
+            for key in tagged:
+                self._drop(key)
+            return len(tagged)
         dropped = len(self._entries)
         self._entries.clear()
         self.bytes = 0

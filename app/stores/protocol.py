@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Counter = Literal["cache", "credentials", "agents"]
-"""What a generation counts; see `SharedStore.generation`."""
+Counter = str
+"""What a generation counts; see `SharedStore.generation`. `cache`, `credentials` and `agents` have a number of their
+own; any other name (`cache:<agent>`) may share its number with further names, which then are outdated with it."""
 
 
 @dataclass(frozen=True, slots=True)

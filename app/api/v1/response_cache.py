@@ -1,8 +1,9 @@
 """The response cache in the performance API: its numbers, and clearing it."""
 
 from datetime import datetime
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from app.api.dependencies import Admin, CurrentCaller, RuntimeDep
@@ -80,9 +81,11 @@ async def cache(runtime: RuntimeDep, caller: CurrentCaller) -> CacheReply:
 
 
 @router.post("/cache/clear")
-async def clear_cache(runtime: RuntimeDep, _: Admin) -> ClearedReply:
-    """Forget every answer, in every worker of this machine, before this returns."""
-    return ClearedReply(cleared=runtime.cache.clear())
+async def clear_cache(
+    runtime: RuntimeDep, _: Admin, agent: Annotated[str | None, Query(min_length=1, max_length=200)] = None
+) -> ClearedReply:
+    """Forget every answer, or those of one agent, in every worker and replica, before this returns."""
+    return ClearedReply(cleared=await runtime.cache.clear(agent))
 
 
 def _saved(saved: Saved) -> SavedReply:
