@@ -14,7 +14,7 @@ from app import __version__
 from app.api import health
 from app.api.front_door import FrontDoor
 from app.api.problems import add_problem_handlers
-from app.api.v1 import agent, agents, auth, performance, response_cache
+from app.api.v1 import agent, agents, api_keys, auth, performance, response_cache, users
 from app.config import Settings, export_foreign_variables, load_settings
 from app.errors import BadConfiguration
 from app.logs import configure_logging
@@ -43,6 +43,8 @@ def create_app(settings: Settings) -> FrontDoor:
     for router in (
         health.router,
         auth.router,
+        api_keys.router,
+        users.router,
         agent.router,
         agents.router,
         performance.router,

@@ -15,8 +15,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from app.config import Settings
+from app.core.accounts import Accounts
+from app.core.api_keys import KeyUses
 from app.core.cache_service import CacheService
 from app.core.callers import Callers
+from app.core.login_limits import LoginLimits
 from app.core.metrics import Metrics
 from app.core.run_log import RunLog
 from app.core.security import PasswordHasher, TokenSigner, generate_password, open_data_dir, signing_key
@@ -55,7 +58,8 @@ class Runtime:
     settings: Settings
     database: Database
     callers: Callers
-    passwords: PasswordHasher
+    accounts: Accounts
+    key_uses: KeyUses
     runs: RunLog
     metrics: Metrics
     parts: dict[str, Callable[[], Mapping[str, Any]]]
@@ -147,6 +151,23 @@ async def open_runtime(settings: Settings, metrics: Metrics | None = None) -> As
             ttl_s=settings.cache_ttl,
         )
         cache.start()
+        key_uses = KeyUses(database)
+        stack.push_async_callback(key_uses.aclose)
+        key_uses.start()
+
+        async def bump_credentials() -> int:
+            return board.bump("credentials")
+
+        callers = Callers(
+            database,
+            passwords,
+            tokens,
+            LoginLimits(),
+            generation=lambda: board.generation("credentials"),
+            bump=bump_credentials,
+            on_key_used=key_uses.note,
+        )
+        stack.push_async_callback(callers.aclose)
         # First the opening task ends, then what it opened is closed.
         room_stack = await stack.enter_async_context(AsyncExitStack())
         parts["cache"] = cache.numbers
@@ -162,8 +183,9 @@ async def open_runtime(settings: Settings, metrics: Metrics | None = None) -> As
         yield Runtime(
             settings=settings,
             database=database,
-            callers=Callers(database, passwords, tokens),
-            passwords=passwords,
+            callers=callers,
+            accounts=Accounts(database, passwords, callers),
+            key_uses=key_uses,
             runs=runs,
             metrics=metrics,
             parts=parts,

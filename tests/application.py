@@ -15,6 +15,7 @@ from app.main import create_app
 from app.runtime import Runtime, prepare
 
 ADMIN_PASSWORD = "correct horse battery staple"
+USER_PASSWORD = "a password of a user"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,27 @@ class Application:
     @property
     def runtime(self) -> Runtime:
         return self.door.api.state.runtime
+
+    @asynccontextmanager
+    async def signed_in(self, username: str, password: str) -> AsyncGenerator[httpx2.AsyncClient]:
+        """A client that sends with a fresh token of this user."""
+        reply = await self.anonymous.post("/api/v1/auth/token", data={"username": username, "password": password})
+        assert reply.status_code == 200, reply.text
+        async with self.with_credential(reply.json()["access_token"]) as client:
+            yield client
+
+    def with_credential(self, credential: str) -> httpx2.AsyncClient:
+        """A client that sends with a token or an API key."""
+        return _client(self.door, Authorization=f"Bearer {credential}")
+
+    @asynccontextmanager
+    async def user(self, username: str = "ada", role: str = "user") -> AsyncGenerator[httpx2.AsyncClient]:
+        """A client of a new user."""
+        user = {"username": username, "password": USER_PASSWORD, "role": role}
+        reply = await self.client.post("/api/v1/users", json=user)
+        assert reply.status_code == 201, reply.text
+        async with self.signed_in(username, USER_PASSWORD) as client:
+            yield client
 
     async def prompt(self, message: str, **fields: Any) -> httpx2.Response:
         """Ask as the administrator."""

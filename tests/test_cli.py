@@ -1,5 +1,6 @@
 """The command line, run as an operator runs it: in a process of its own, in an empty folder."""
 
+import hashlib
 import os
 import re
 import signal
@@ -94,7 +95,7 @@ def test_help_and_version_are_quick(tmp_path: Path) -> None:
     assert not set(HEAVY).intersection(imported)
     assert run(tmp_path, "--version").stdout == f"mnemosine {__version__}\n"
     shown = run(tmp_path, "--help").stdout
-    assert all(command in shown for command in ("serve", "check-config", "create-user", "db"))
+    assert all(command in shown for command in ("serve", "check-config", "create-user", "create-key", "db"))
 
 
 def test_check_config_shows_the_settings_without_secrets(tmp_path: Path) -> None:
@@ -276,6 +277,25 @@ def test_create_user_takes_a_password_or_makes_one(tmp_path: Path) -> None:
     database.close()
     assert [row[:2] for row in rows] == [("alice", "user"), ("bob", "admin")]
     assert all(row[2].startswith("$argon2id$v=19$m=19456,t=2,p=1$") for row in rows)
+
+
+def test_create_key_prints_a_key_that_is_stored_as_a_digest(tmp_path: Path) -> None:
+    assert "create-user alice" in run(tmp_path, "create-key", "alice").stderr
+    run(tmp_path, "create-user", "alice")
+    options = ("--name", "laptop", "--expires-in-days", "30", "--agent", "haiku", "--agent", "ticket", "--chat-ui")
+    made = run(tmp_path, "create-key", "Alice", *options, "--requests-per-minute", "5")
+    assert made.returncode == 0
+    key = re.fullmatch(r"mn_(\w{12})_\w{43}\n", made.stdout)
+    assert key
+    plain = run(tmp_path, "create-key", "alice")
+    assert plain.stdout != made.stdout
+    with sqlite3.connect(tmp_path / "data" / "mnemosine.db") as database:
+        columns = "id, name, digest, agents, requests_per_minute, chat_ui, expires_at IS NULL"
+        rows = database.execute(f"SELECT {columns} FROM api_keys ORDER BY created_at").fetchall()
+    database.close()
+    digest = hashlib.sha256(made.stdout.strip().encode()).hexdigest()
+    assert rows[0] == (key[1], "laptop", digest, '["haiku", "ticket"]', 5, 1, 0)
+    assert rows[1][1:] == ("command line", hashlib.sha256(plain.stdout.strip().encode()).hexdigest(), None, None, 0, 1)
 
 
 def test_create_user_refuses_a_short_password(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a route may ask for by annotating an argument."""
 
 import asyncio
+import ipaddress
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -37,6 +38,34 @@ def _admin(caller: CurrentCaller) -> Caller:
 
 
 Admin = Annotated[Caller, Depends(_admin)]
+
+
+def _signed_in(caller: CurrentCaller) -> Caller:
+    if caller.key_id is not None:
+        raise NotAllowed("an API key may not do this; sign in with the password and use the token")
+    return caller
+
+
+SignedIn = Annotated[Caller, Depends(_signed_in)]
+"""Whoever signed in with a password. A key that leaked must not be able to make others, or to lock its owner out."""
+
+
+def _peer(request: Request) -> str:
+    host = request.client.host if request.client else ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    # Whoever has one address of IPv6 has the 2**64 of its network.
+    return str(ipaddress.ip_network((address.packed[:8] + bytes(8), 64)))
+
+
+Peer = Annotated[str, Depends(_peer)]
+"""The address that the request came from; the server has put in what a trusted proxy says of it."""
 
 
 async def _agent_room(runtime: RuntimeDep) -> AgentRoom:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import params
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
@@ -63,6 +63,9 @@ def _storable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_storable)]
 """Text that every store can keep: PostgreSQL refuses NUL."""
+
+Password = Annotated[Text, Field(min_length=8, max_length=1024)]
+"""A password that somebody chooses; the hasher counts the bytes."""
 
 
 class Body(BaseModel):

@@ -164,11 +164,16 @@ class Agents:
         """Take over the agents of `other`, all at once."""
         self._by_name = other._by_name
 
-    def get(self, name: str) -> AgentDefinition:
-        """The agent of this name. Raises `NotFound`, which lists the names that exist."""
+    def of(self, caller: Caller) -> list[AgentDefinition]:
+        """The agents that exist for `caller`, by name."""
+        return [agent for name, agent in sorted(self._by_name.items()) if caller.may_use(name)]
+
+    def get(self, name: str, caller: Caller) -> AgentDefinition:
+        """The agent of this name. Raises `NotFound`, which lists the names that exist for `caller`."""
         definition = self._by_name.get(name)
-        if definition is None:
-            raise NotFound(f"there is no agent {name!r}; there are: {', '.join(sorted(self._by_name))}")
+        if definition is None or not caller.may_use(name):
+            there_are = ", ".join(agent.name for agent in self.of(caller)) or "none for this API key"
+            raise NotFound(f"there is no agent {name!r}; there are: {there_are}")
         return definition
 
 

@@ -101,7 +101,7 @@ class PromptService:
             yield event
 
     def _asked(self, caller: Caller, question: Question) -> "_Asked":
-        definition = self._agents.get(question.agent)
+        definition = self._agents.get(question.agent, caller)
         model_name = self._model_for(definition, question.model)
         chain = (model_name, *definition.fallbacks) if model_name == definition.model else (model_name,)
         endpoints = [self._endpoint(definition, name) for name in chain]

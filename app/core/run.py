@@ -30,11 +30,23 @@ class Caller:
     role: Literal["admin", "user"]
     key_id: str | None = None
     """The API key that was used, if one was."""
+    agents: frozenset[str] | None = None
+    """The only agents that the key may use; `None` for all."""
+    requests_per_minute: int | None = None
+    """The key's own limit beside the server's; `None` where it has none."""
+    tokens_per_minute: int | None = None
+    """The same for the tokens of models."""
+    chat_ui: bool = False
+    """Whether the key belongs to a chat interface whose headers are believed."""
 
     @property
     def is_admin(self) -> bool:
         """Whether the caller may administer users, caches and settings."""
         return self.role == "admin"
+
+    def may_use(self, agent: str) -> bool:
+        """Whether an agent of this name exists for the caller."""
+        return self.agents is None or agent in self.agents
 
 
 @dataclass(frozen=True, slots=True)

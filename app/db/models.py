@@ -8,11 +8,13 @@ from decimal import Decimal
 from typing import Any, Literal, cast
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     CheckConstraint,
     DateTime,
     Dialect,
     Double,
+    ForeignKey,
     Index,
     MetaData,
     Numeric,
@@ -116,6 +118,28 @@ class User(Base):
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class ApiKey(Base):
+    """A credential of a user for programs. Of the key itself only its SHA-256 is kept."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (Index(None, "user_id", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    """Part of the key, so that it can be looked up; no secret."""
+    user_id: Mapped[str] = mapped_column(String(32), ForeignKey("users.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(200))
+    digest: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of the whole key. 256 random bits need no slow hash."""
+    agents: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    requests_per_minute: Mapped[int | None]
+    tokens_per_minute: Mapped[int | None]
+    chat_ui: Mapped[bool]
+    """Whether chat headers of a user interface that uses this key are believed."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
 class Run(Base):
     """What one prompt was, cost and came to; not what was said.
 
@@ -158,4 +182,5 @@ class Run(Base):
 
 # The query modules work on tables: rows become frozen dataclasses, and no ORM object leaves the room.
 users = cast("Table", User.__table__)
+api_keys = cast("Table", ApiKey.__table__)
 runs = cast("Table", Run.__table__)

@@ -69,7 +69,7 @@ async def get_user(session: AsyncSession, user_id: str) -> UserRow | None:
 
 async def find_user(session: AsyncSession, username: str) -> UserRow | None:
     """Find a user by name, whatever its case."""
-    same_name = users.c.username_key == _key(username)
+    same_name = users.c.username_key == username_key(username)
     return _user((await session.execute(select(*_COLUMNS).where(same_name))).one_or_none())
 
 
@@ -97,7 +97,7 @@ async def update_user(
     """
     values: dict[str, Any] = {}
     if username is not None:
-        values |= {"username": username, "username_key": _key(username)}
+        values |= {"username": username, "username_key": username_key(username)}
     if role is not None:
         before = await _required(session, user_id)
         if before.role != role:
@@ -146,6 +146,11 @@ async def delete_user(session: AsyncSession, user_id: str) -> None:
         raise NotFound(_ABSENT)
 
 
+def username_key(username: str) -> str:
+    """The one form of all spellings of a name: neither case nor width tells users apart."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", username).casefold())
+
+
 _ABSENT = "there is no such user"
 
 
@@ -156,7 +161,7 @@ async def _insert(
     values: dict[str, Any] = {
         "id": uuid4().hex,
         "username": username,
-        "username_key": _key(username),
+        "username_key": username_key(username),
         "password_hash": password_hash,
         "role": role,
         "token_version": 1,
@@ -192,10 +197,6 @@ async def _keep_an_admin(session: AsyncSession, leaving: str) -> None:
     active = select(users.c.id).where(users.c.role == "admin", users.c.disabled_at.is_(None))
     if set((await session.scalars(active.order_by(users.c.id).with_for_update())).all()) == {leaving}:
         raise Conflict("this is the last active administrator; make another user an administrator first")
-
-
-def _key(username: str) -> str:
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", username).casefold())
 
 
 def _place(cursor: str) -> tuple[ColumnElement[datetime], ColumnElement[str]]:

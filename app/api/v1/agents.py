@@ -57,8 +57,8 @@ class AgentDetailReply(AgentReply):
 
 @router.get("/agents")
 async def list_agents(caller: CurrentCaller, room: AgentRoomDep) -> list[AgentReply]:
-    """Every agent, by name."""
-    return [AgentReply(**_basics(agent)) for agent in sorted(room.agents, key=lambda agent: agent.name)]
+    """Every agent that the caller may use, by name."""
+    return [AgentReply(**_basics(agent)) for agent in room.agents.of(caller)]
 
 
 class ReloadReply(BaseModel):
@@ -80,7 +80,7 @@ async def reload(caller: Admin, runtime: RuntimeDep, room: AgentRoomDep) -> Relo
 @router.get("/agents/{name}")
 async def show_agent(name: str, caller: CurrentCaller, room: AgentRoomDep) -> AgentDetailReply:
     """One agent; 404 lists the names that exist."""
-    agent = room.agents.get(name)
+    agent = room.agents.get(name, caller)
     tier = room.pool.tier_of(agent)
     schema = agent.output_schema if agent.output_schema != {"type": "string"} else None
     return AgentDetailReply(

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Depends
 from fastapi.security import OAuth2PasswordRequestForm
 from pydantic import BaseModel, Field
 
-from app.api.dependencies import CurrentCaller, RuntimeDep
-from app.api.json_route import Body, JsonRoute, Text
+from app.api.dependencies import CurrentCaller, Peer, RuntimeDep, SignedIn
+from app.api.json_route import Body, JsonRoute, Password, Text
 
 router = APIRouter(prefix="/api/v1/auth", tags=["accounts"], route_class=JsonRoute)
 
@@ -33,13 +33,13 @@ class NewPassword(Body):
     """A change of one's own password."""
 
     old_password: Annotated[Text, Field(max_length=1024)]
-    new_password: Annotated[Text, Field(min_length=10, max_length=1024)]
+    new_password: Password
 
 
 @router.post("/token")
-async def sign_in(form: Annotated[OAuth2PasswordRequestForm, Depends()], runtime: RuntimeDep) -> Token:
+async def sign_in(form: Annotated[OAuth2PasswordRequestForm, Depends()], peer: Peer, runtime: RuntimeDep) -> Token:
     """Exchange a username and a password for a token (OAuth2 password grant)."""
-    access = await runtime.callers.sign_in(form.username, form.password)
+    access = await runtime.callers.sign_in(form.username, form.password, peer=peer)
     return Token(access_token=access.token, expires_in=access.expires_in_s)
 
 
@@ -50,12 +50,12 @@ async def me(caller: CurrentCaller) -> Me:
 
 
 @router.post("/logout", status_code=204)
-async def sign_out_everywhere(caller: CurrentCaller, runtime: RuntimeDep) -> None:
-    """End every token of the caller, on every device."""
-    await runtime.callers.sign_out_everywhere(caller)
+async def sign_out_everywhere(caller: SignedIn, runtime: RuntimeDep) -> None:
+    """End every token of the caller, on every device; API keys stay."""
+    await runtime.accounts.sign_out_everywhere(caller)
 
 
 @router.post("/password", status_code=204)
-async def change_password(body: NewPassword, caller: CurrentCaller, runtime: RuntimeDep) -> None:
-    """Replace the caller's password; every token ends with it."""
-    await runtime.callers.change_password(caller, old=body.old_password, new=body.new_password)
+async def change_password(body: NewPassword, caller: SignedIn, peer: Peer, runtime: RuntimeDep) -> None:
+    """Replace the caller's password; every token and every API key ends with it."""
+    await runtime.accounts.change_password(caller, old=body.old_password, new=body.new_password, peer=peer)
