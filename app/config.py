@@ -197,7 +197,11 @@ class Settings(BaseSettings):
     )
     """Password of that administrator. Unset: generated and printed once."""
     rate_limit_per_minute: int = Field(600, ge=0, le=1_000_000, examples=["600"])
-    """Prompts per caller and minute; 0 switches the limit off."""
+    """Prompts per user and minute, over all workers and replicas; 0 switches the limit off. Other requests have ten \
+times as many, and at least 600."""
+    tokens_per_minute: int = Field(0, ge=0, le=1_000_000_000, examples=["200000"])
+    """Model tokens per user and minute, over all workers and replicas; 0 switches the limit off. Answers from the \
+cache take none."""
     docs_public: bool = Field(False, examples=["true"])
     """Show /docs and /openapi.json without login also when not bound to loopback."""
     metrics_public: bool = Field(False, examples=["true"])

@@ -21,6 +21,7 @@ from app.core.cache_service import CacheService
 from app.core.callers import Callers
 from app.core.login_limits import LoginLimits
 from app.core.metrics import Metrics
+from app.core.rate_limiter import RateLimiter
 from app.core.run_log import RunLog
 from app.core.security import PasswordHasher, TokenSigner, generate_password, open_data_dir, signing_key
 from app.core.vitals import watch_loop
@@ -65,6 +66,7 @@ class Runtime:
     parts: dict[str, Callable[[], Mapping[str, Any]]]
     """What rooms say of themselves in the performance API: `agent_pool` and `cache`, in the contract's words."""
     cache: CacheService
+    limiter: RateLimiter
     agent_room: asyncio.Future[AgentRoom]
     """Await it through `asyncio.shield`: it is everybody's."""
     started_at: float
@@ -190,6 +192,12 @@ async def open_runtime(settings: Settings, metrics: Metrics | None = None) -> As
             metrics=metrics,
             parts=parts,
             cache=cache,
+            limiter=RateLimiter(
+                requests_per_minute=settings.rate_limit_per_minute,
+                tokens_per_minute=settings.tokens_per_minute,
+                on_refusal=lambda group, limit: metrics.counter("limit_refusals", group, limit).add(),
+                on_local_count=metrics.counter("limits_counted_locally").add,
+            ),
             agent_room=agent_room,
             started_at=monotonic(),
         )

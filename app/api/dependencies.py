@@ -7,6 +7,8 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from fastapi.security import OAuth2PasswordBearer
 
+from app.api.limits import admit
+from app.api.visit import visit_of
 from app.core.run import Caller
 from app.errors import NotAllowed, NotAuthenticated, Unavailable
 from app.runtime import AgentRoom, Runtime
@@ -21,14 +23,31 @@ def _runtime(request: Request) -> Runtime:
 RuntimeDep = Annotated[Runtime, Depends(_runtime)]
 
 
-async def _caller(runtime: RuntimeDep, credential: Annotated[str | None, Depends(_bearer)]) -> Caller:
+async def _recognised(runtime: RuntimeDep, credential: Annotated[str | None, Depends(_bearer)]) -> Caller:
     if not credential:
         raise NotAuthenticated("send Authorization: Bearer with a token or an API key")
     return await runtime.callers.recognise(credential)
 
 
+_Recognised = Annotated[Caller, Depends(_recognised)]
+
+
+async def _caller(request: Request, runtime: RuntimeDep, caller: _Recognised) -> Caller:
+    await admit(runtime.limiter, visit_of(request.scope), caller, "other")
+    return caller
+
+
 CurrentCaller = Annotated[Caller, Depends(_caller)]
-"""Whoever sent a valid credential; a route with this argument answers nobody else."""
+"""Whoever sent a valid credential; a route with this argument answers nobody else. Counts in the wide limit."""
+
+
+async def _limited_caller(request: Request, runtime: RuntimeDep, caller: _Recognised) -> Caller:
+    await admit(runtime.limiter, visit_of(request.scope), caller, "prompts")
+    return caller
+
+
+LimitedCaller = Annotated[Caller, Depends(_limited_caller)]
+"""Like `CurrentCaller`, for routes that ask a model: counts as a prompt, against `RATE_LIMIT_PER_MINUTE`."""
 
 
 def _admin(caller: CurrentCaller) -> Caller:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.limits import limit_headers
 from app.api.problems import internal_error, problem
 from app.api.visit import Visit, open_visit
 from app.core.metrics import Metrics
@@ -105,6 +106,8 @@ class _Reply:
                 headers.append(_NO_STORE)
             if b"content-security-policy" not in names:
                 headers.append(_API_POLICY)
+            if self._visit.allowance is not None:
+                headers += limit_headers(self._visit.allowance)
             headers.append((b"x-request-id", self._visit.request_id.encode("ascii")))
             headers.append((b"server-timing", self._visit.server_timing().encode("ascii")))
             message["headers"] = headers

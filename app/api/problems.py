@@ -79,6 +79,8 @@ def problem(scope: Mapping[str, Any], error: MnemosineError, *, headers: Mapping
     sent = dict(headers or {})
     if error.retry_after_s is not None:
         sent["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
+        # The OpenAI SDKs look at this one first.
+        sent["retry-after-ms"] = str(max(1, ceil(error.retry_after_s * 1000)))
     if error.retry_useful is False:
         sent["x-should-retry"] = "false"
     if isinstance(error, NotAuthenticated):

@@ -7,6 +7,8 @@ from time import perf_counter
 from typing import Any
 from uuid import uuid4
 
+from app.core.rate_limiter import Allowance
+
 _SCOPE_KEY = "mnemosine.visit"
 _SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 
@@ -18,6 +20,8 @@ class Visit:
     request_id: str
     started: float = field(default_factory=perf_counter)
     stages_ms: dict[str, float] = field(default_factory=dict[str, float])
+    allowance: Allowance | None = None
+    """What the limits say of this request; its headers go out with every answer."""
 
     @property
     def elapsed_ms(self) -> float:

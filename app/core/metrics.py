@@ -234,6 +234,8 @@ FAMILIES: dict[str, Family] = {
         Family("model_seconds", "histogram", ("provider", "model"), "Seconds that a run of a model took."),
         Family("model_tokens", "counter", ("provider", "model", "direction"), "Tokens that providers counted."),
         Family("model_cost_usd", "counter", ("provider", "model"), "Dollars, where the price is known."),
+        Family("limit_refusals", "counter", ("group", "limit"), "Requests refused by a rate limit or a budget."),
+        Family("limits_counted_locally", "counter", (), "Limits counted by one process, while the store was away."),
         Family("database_wait_seconds", "histogram", (), "Seconds that a transaction waited for its connection."),
         Family("loop_lag_seconds", "histogram", (), "Seconds that the event loop came late to a timer."),
     )

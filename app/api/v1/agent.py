@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from app.api.dependencies import AgentRoomDep, CurrentCaller
+from app.api.dependencies import AgentRoomDep, LimitedCaller
 from app.api.json_route import Body, JsonRoute, Text
 from app.api.visit import visit_of
 from app.core.run import Answer, CacheMode, Question, RunSettings
@@ -77,7 +77,7 @@ class PromptReply(BaseModel):
 
 @router.post("/agent/prompt")
 async def prompt(
-    body: PromptBody, caller: CurrentCaller, room: AgentRoomDep, request: Request, response: Response
+    body: PromptBody, caller: LimitedCaller, room: AgentRoomDep, request: Request, response: Response
 ) -> PromptReply:
     """Ask an agent and wait for its whole answer."""
     if body.stream:
