@@ -14,7 +14,17 @@ from app import __version__
 from app.api import health
 from app.api.front_door import FrontDoor
 from app.api.problems import add_problem_handlers
-from app.api.v1 import agent, agents, api_keys, auth, performance, response_cache, users
+from app.api.v1 import (
+    agent,
+    agents,
+    api_keys,
+    auth,
+    health_detailed,
+    performance,
+    prometheus,
+    response_cache,
+    users,
+)
 from app.config import Settings, export_foreign_variables, load_settings
 from app.errors import BadConfiguration
 from app.logs import configure_logging
@@ -48,7 +58,8 @@ def create_app(settings: Settings) -> FrontDoor:
         agent.router,
         agents.router,
         performance.router,
-        performance.prometheus,
+        health_detailed.router,
+        prometheus.router,
         response_cache.router,
     ):
         api.include_router(router)

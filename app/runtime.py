@@ -24,6 +24,7 @@ from app.core.metrics import Metrics
 from app.core.rate_limiter import RateLimiter
 from app.core.run_log import RunLog
 from app.core.security import PasswordHasher, TokenSigner, generate_password, open_data_dir, signing_key
+from app.core.totals import Totals, fold
 from app.core.vitals import watch_loop
 from app.db import schema
 from app.db.async_session import Database, open_database
@@ -31,6 +32,7 @@ from app.db.users import create_first_admin
 from app.errors import MnemosineError
 from app.stores.board import Board
 from app.stores.memory import MemoryStore
+from app.stores.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
     from app.core.agent_pool import AgentPool
@@ -63,8 +65,10 @@ class Runtime:
     key_uses: KeyUses
     runs: RunLog
     metrics: Metrics
+    totals: Totals
+    """The numbers of everybody; `metrics` is what this worker counts."""
     parts: dict[str, Callable[[], Mapping[str, Any]]]
-    """What rooms say of themselves in the performance API: `agent_pool` and `cache`, in the contract's words."""
+    """What rooms of this worker say of themselves: `agent_pool` and `cache`, in the contract's words."""
     cache: CacheService
     limiter: RateLimiter
     agent_room: asyncio.Future[AgentRoom]
@@ -182,6 +186,11 @@ async def open_runtime(settings: Settings, metrics: Metrics | None = None) -> As
         follower = asyncio.create_task(_follow_reloads(settings, agent_room), name="agent-reloads")
         stack.push_async_callback(_end, follower)
         stack.push_async_callback(_end, asyncio.create_task(watch_loop(metrics), name="loop-watch"))
+        totals = await _open_totals(settings, metrics, parts, database)
+        stack.push_async_callback(totals.aclose)
+        # Once before the first request, so that no worker is ever missing in the numbers of another.
+        await totals.report()
+        totals.start()
         yield Runtime(
             settings=settings,
             database=database,
@@ -190,6 +199,7 @@ async def open_runtime(settings: Settings, metrics: Metrics | None = None) -> As
             key_uses=key_uses,
             runs=runs,
             metrics=metrics,
+            totals=totals,
             parts=parts,
             cache=cache,
             limiter=RateLimiter(
@@ -201,6 +211,23 @@ async def open_runtime(settings: Settings, metrics: Metrics | None = None) -> As
             agent_room=agent_room,
             started_at=monotonic(),
         )
+
+
+async def _open_totals(
+    settings: Settings, metrics: Metrics, parts: Mapping[str, Callable[[], Mapping[str, Any]]], database: Database
+) -> Totals:
+    def levels() -> dict[str, float]:
+        connections = database.pool_status()
+        return {
+            "requests_in_flight": metrics.in_flight,
+            "database_connections": connections.pool_size,
+            "database_connections_checked_out": connections.checked_out,
+            "database_connections_overflow": connections.overflow,
+        }
+
+    folder = settings.data_dir / "numbers"
+    scoreboard = await asyncio.to_thread(Scoreboard, folder, founder=metrics.founder, merge=fold)
+    return Totals(metrics, scoreboard, parts=parts, levels=levels, data_dir=settings.data_dir)
 
 
 async def _open_agent_room(
@@ -227,6 +254,8 @@ async def _open_agent_room(
         idle_s=settings.agent_idle_seconds,
         provider_slots=settings.provider_max_concurrency,
         queue_length=settings.provider_max_concurrency,
+        on_creation=metrics.histogram("agent_creation_seconds").record,
+        on_wait=metrics.record_slot,
     )
     stack.push_async_callback(pool.aclose)
     pool.start()

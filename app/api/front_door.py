@@ -85,7 +85,7 @@ class FrontDoor:
         model_ms = visit.stages_ms.get("model")
         # A failure may have come before, in or after the model; nobody knows how long that took.
         model_s = None if model_ms is None and status >= 500 else (model_ms or 0.0) / 1000
-        self.metrics.record_request(name, status, visit.elapsed_ms / 1000, model_s)
+        self.metrics.record_request(name, status, visit.elapsed_ms / 1000, model_s, request_id=visit.request_id)
 
 
 class _Reply:

@@ -18,7 +18,7 @@ from pydantic_ai.models.fallback import FallbackModel
 from app.core.agents import AgentDefinition, AnyAgent
 from app.core.direct_run import DirectAgent, Tier, tier_of
 from app.core.models import Models, provider_identity, provider_of
-from app.core.slots import Samples, Slots
+from app.core.slots import OnWait, Samples, Slots
 from app.errors import Unavailable
 
 _log = logging.getLogger(__name__)
@@ -104,6 +104,8 @@ class AgentPool:
         queue_length: int = 1000,
         wait_s: float = 10.0,
         clock: Callable[[], float] = monotonic,
+        on_creation: Callable[[float], None] | None = None,
+        on_wait: OnWait | None = None,
     ) -> None:
         self.capacity = capacity
         self.counts = PoolCounts()
@@ -113,6 +115,8 @@ class AgentPool:
         self._provider_slots = provider_slots
         self._queue = {"queue_length": queue_length, "wait_s": wait_s}
         self._clock = clock
+        self._on_creation = on_creation
+        self._on_wait = on_wait
         self._entries: OrderedDict[Key, PooledAgent] = OrderedDict()
         self._leaving: set[PooledAgent] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -346,7 +350,7 @@ class AgentPool:
                 self._tasks.add(entry.owner)
                 entry.owner.add_done_callback(self._tasks.discard)
             else:
-                self.creation.add(perf_counter() - began)
+                self._created(perf_counter() - began)
         else:
             self.counts.hits += 1
             self._entries.move_to_end(key)
@@ -358,12 +362,17 @@ class AgentPool:
         entry.last_used_at = now
         return entry
 
+    def _created(self, seconds: float) -> None:
+        self.creation.add(seconds)
+        if self._on_creation is not None:
+            self._on_creation(seconds)
+
     async def _own(self, key: Key, entry: PooledAgent, began: float) -> None:
         # MCP sessions want to be left in the task that entered them.
         assert entry.opened is not None
         try:
             async with entry.agent:
-                self.creation.add(perf_counter() - began)
+                self._created(perf_counter() - began)
                 entry.opened.set_result(None)
                 await entry.closing.wait()
         except Exception as error:
@@ -434,7 +443,9 @@ class AgentPool:
         slots = self._slots.get(name)
         if slots is None:
             queue_length, wait_s = int(self._queue["queue_length"]), self._queue["wait_s"]
-            slots = self._slots[name] = Slots(name, limit, queue_length=queue_length, wait_s=wait_s, setting=setting)
+            slots = self._slots[name] = Slots(
+                name, limit, queue_length=queue_length, wait_s=wait_s, setting=setting, on_wait=self._on_wait
+            )
         slots.limit = limit
         return slots
 

@@ -5,7 +5,7 @@ import random
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from time import perf_counter, time
@@ -277,6 +277,9 @@ class CacheService:
                 "output_tokens": sum(saved.output_tokens for saved in by_agent),
                 "cost_usd": float(sum(saved.cost_usd for saved in by_agent)),
                 "seconds": sum(saved.seconds for saved in by_agent),
+            },
+            "saved_by_agent": {
+                agent: asdict(saved) | {"cost_usd": float(saved.cost_usd)} for agent, saved in counts.saved.items()
             },
             "recommendations": self.curve.recommendations(),
         }

@@ -4,14 +4,13 @@ Everything recorded only grows (levels apart), so a window is the difference of 
 of its workers. Belongs to the event loop's thread; recording takes no lock.
 """
 
-from collections import deque
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
-from time import monotonic
+from time import time
 from typing import Any, Literal
-
-from pydantic_core import from_json, to_json
+from uuid import uuid4
 
 RELATIVE_ERROR = 0.005
 """A percentile is this close to the true one, or closer: half of the one per cent that is promised."""
@@ -22,6 +21,9 @@ _PER_E = 1 / log(_GAMMA)
 _SMALLEST = 1e-6
 _LARGEST = 1e9
 _OFFSET = 1 - int(log(_SMALLEST) * _PER_E - 1)
+
+BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+"""Upper bounds of the buckets that Prometheus sees; one request of each is kept as an example."""
 
 Window = Literal["1m", "5m", "60m"]
 WINDOWS_S: dict[Window, float] = {"1m": 60.0, "5m": 300.0, "60m": 3600.0}
@@ -154,7 +156,7 @@ class Snapshot:
         """What came since `earlier`."""
         nothing = Distribution()
         return Snapshot(
-            {key: value - earlier.counts.get(key, 0) for key, value in self.counts.items()},
+            {key: max(0, value - earlier.counts.get(key, 0)) for key, value in self.counts.items()},
             {key: held.minus(earlier.distributions.get(key, nothing)) for key, held in self.distributions.items()},
         )
 
@@ -176,32 +178,29 @@ class Snapshot:
                 found = found.plus(held)
         return found
 
-    def encode(self) -> bytes:
-        """Bytes that `decode` reads, in any process of this version."""
-        return to_json(
-            {
-                "counts": [[key, value] for key, value in self.counts.items()],
-                "distributions": [
-                    [key, list(held.buckets), list(held.buckets.values()), held.total, held.largest]
-                    for key, held in self.distributions.items()
-                ],
-            }
-        )
+    def plain(self) -> dict[str, Any]:
+        """The same as lists and numbers that JSON can hold; `of_plain` reads it."""
+        return {
+            "counts": [[key, value] for key, value in self.counts.items()],
+            "distributions": [
+                [key, list(held.buckets), list(held.buckets.values()), held.total, held.largest]
+                for key, held in self.distributions.items()
+            ],
+        }
 
     @classmethod
-    def decode(cls, data: bytes) -> "Snapshot":
-        """The snapshot that `encode` wrote. Raises `ValueError` for anything else."""
-        read: Any = from_json(data)
+    def of_plain(cls, plain: Any) -> "Snapshot":
+        """The snapshot that `plain` gave, in any process of this version. Raises `ValueError` for anything else."""
         try:
             return cls(
-                {tuple(key): value for key, value in read["counts"]},
+                {tuple(key): value for key, value in plain["counts"]},
                 {
                     tuple(key): Distribution(dict(zip(places, counts, strict=True)), total, largest)
-                    for key, places, counts, total, largest in read["distributions"]
+                    for key, places, counts, total, largest in plain["distributions"]
                 },
             )
         except (KeyError, TypeError) as error:
-            raise ValueError("these bytes are not a snapshot") from error
+            raise ValueError("this is not a snapshot") from error
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
@@ -236,6 +235,22 @@ FAMILIES: dict[str, Family] = {
         Family("model_cost_usd", "counter", ("provider", "model"), "Dollars, where the price is known."),
         Family("limit_refusals", "counter", ("group", "limit"), "Requests refused by a rate limit or a budget."),
         Family("limits_counted_locally", "counter", (), "Limits counted by one process, while the store was away."),
+        Family("cache_lookups", "counter", ("outcome",), "Prompts that asked the cache: hit, miss or coalesced."),
+        Family("cache_stores", "counter", (), "Answers that were kept."),
+        Family("cache_evictions", "counter", (), "Answers that made room for others."),
+        Family("cache_expirations", "counter", (), "Answers whose time was over."),
+        Family("cache_cleanups", "counter", (), "Clean-ups of expired answers."),
+        Family("cache_cleaned", "counter", (), "Answers that clean-ups removed."),
+        Family("cache_saved_requests", "counter", (), "Model requests that the cache made unnecessary."),
+        Family("cache_saved_tokens", "counter", ("direction",), "Tokens that the cache saved."),
+        Family("cache_saved_cost_usd", "counter", (), "Dollars that the cache saved, where the price is known."),
+        Family("cache_saved_seconds", "counter", (), "Seconds of models that the cache saved."),
+        Family("agent_pool_leases", "counter", ("outcome",), "Runs that found a live agent (hit) or not (miss)."),
+        Family("agent_pool_evictions", "counter", (), "Agents that made room for others."),
+        Family("agent_pool_idle_closings", "counter", (), "Agents that were closed since nobody used them."),
+        Family("agent_creation_seconds", "histogram", (), "Seconds that the making of an agent took."),
+        Family("slot_wait_seconds", "histogram", ("slot",), "Seconds that a run waited for its turn."),
+        Family("slot_refusals", "counter", ("slot",), "Runs that got no turn in time."),
         Family("database_wait_seconds", "histogram", (), "Seconds that a transaction waited for its connection."),
         Family("loop_lag_seconds", "histogram", (), "Seconds that the event loop came late to a timer."),
     )
@@ -248,15 +263,20 @@ def _positions(family: str, labels: Mapping[str, str]) -> list[tuple[int, str]]:
     return [(names.index(name) + 1, value) for name, value in labels.items()]
 
 
+Example = tuple[str, float, float]
+"""A request that stands for its like: its id, its seconds, and when it was answered (seconds since 1970)."""
+
+
 class Route:
     """The series of one route, held together so that one request costs one look-up."""
 
-    __slots__ = ("overhead", "response", "statuses")
+    __slots__ = ("examples", "overhead", "response", "statuses")
 
     def __init__(self, statuses: Sequence[Counter], response: Histogram, overhead: Histogram) -> None:
         self.statuses = statuses
         self.response = response
         self.overhead = overhead
+        self.examples: dict[int, Example] = {}
 
 
 class Metrics:
@@ -265,7 +285,9 @@ class Metrics:
     A family keeps at most `max_series` series; what would be one more counts under `other`.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = monotonic, max_series: int = 500) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time, max_series: int = 500) -> None:
+        self.founder = uuid4().hex
+        """The same in all processes that were forked after this was made."""
         self.in_flight = 0
         self._clock = clock
         self._max_series = max_series
@@ -273,8 +295,6 @@ class Metrics:
         self._histograms: dict[Key, Histogram] = {}
         self._sizes: dict[str, int] = {}
         self._routes: dict[str, Route] = {}
-        self._past: deque[tuple[float, Snapshot]] = deque()
-        self.started_at = clock()
 
     def counter(self, family: str, *labels: str) -> Counter:
         """The counter of these label values, made where it is new."""
@@ -294,10 +314,13 @@ class Metrics:
             found = self._histograms.setdefault(key, Histogram())
         return found
 
-    def record_request(self, route: str, status: int, elapsed_s: float, model_s: float | None = 0.0) -> None:
+    def record_request(
+        self, route: str, status: int, elapsed_s: float, model_s: float | None = 0.0, *, request_id: str | None = None
+    ) -> None:
         """Count one answered request. `route` is a template such as `GET /items/{id}`, never a path.
 
         `model_s` is `None` where nobody knows how much of it was the model's; the overhead is then not recorded.
+        With a `request_id` it becomes the example of all that take about as long.
         """
         series = self._routes.get(route)
         if series is None:
@@ -306,6 +329,8 @@ class Metrics:
         series.response.record(elapsed_s)
         if model_s is not None:
             series.overhead.record(elapsed_s - model_s)
+        if request_id is not None:
+            series.examples[bisect_left(BOUNDS_S, elapsed_s)] = (request_id, elapsed_s, self._clock())
 
     def record_model_call(
         self,
@@ -328,6 +353,20 @@ class Metrics:
         if cost_usd:
             self.counter("model_cost_usd", provider, model).add(cost_usd)
 
+    def record_first_token(self, provider: str, model: str, seconds: float) -> None:
+        """Count how long a streamed run took until its first text."""
+        self.histogram("first_token_seconds", provider, model).record(seconds)
+
+    def record_slot(self, slot: str, waited_s: float, refused: bool) -> None:
+        """Count one run that had to wait for its turn."""
+        self.histogram("slot_wait_seconds", slot).record(waited_s)
+        if refused:
+            self.counter("slot_refusals", slot).add()
+
+    def examples(self) -> dict[str, dict[int, Example]]:
+        """By route: for each of `BOUNDS_S` (and one beyond) the last request that took as long."""
+        return {route: dict(series.examples) for route, series in self._routes.items() if series.examples}
+
     def snapshot(self) -> Snapshot:
         """Everything counted so far, as a copy."""
         return Snapshot(
@@ -337,39 +376,6 @@ class Metrics:
                 for key, held in self._histograms.items()
             },
         )
-
-    def keep(self, *, every_s: float = 5.0) -> None:
-        """Remember this moment for the windows, if `every_s` have gone by; at most an hour of moments stays.
-
-        The last five minutes stay in full, what is older in steps of a minute.
-        """
-        now = self._clock()
-        if self._past and now - self._past[-1][0] < every_s:
-            return
-        self._past.append((now, self.snapshot()))
-        kept: list[tuple[float, Snapshot]] = []
-        for at, snapshot in self._past:
-            age = now - at
-            if age > 3660 or (age > 310 and kept and at - kept[-1][0] < 60):
-                continue
-            kept.append((at, snapshot))
-        self._past = deque(kept)
-
-    def since(self, window_s: float) -> tuple[Snapshot, float]:
-        """What came in the last `window_s` seconds, and how many seconds that really are.
-
-        Before the server is that old, it is everything since the start.
-        """
-        now = self._clock()
-        current = self.snapshot()
-        baseline: tuple[float, Snapshot] | None = None
-        for at, snapshot in self._past:
-            if now - at < window_s:
-                break
-            baseline = (at, snapshot)
-        if baseline is None or now - self.started_at <= window_s:
-            return current, max(now - self.started_at, 1e-9)
-        return current.minus(baseline[1]), now - baseline[0]
 
     def _add_route(self, route: str) -> Route:
         if len(self._routes) >= self._max_series:

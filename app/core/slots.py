@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -29,6 +30,10 @@ class Samples:
         return {"count": self.count} | {name: round(value * 1000, 3) for name, value in figures.items()}
 
 
+OnWait = Callable[[str, float, bool], None]
+"""Told the name of a bound, the seconds that a run waited there, and whether it was refused."""
+
+
 class Slots:
     """At most `limit` holders; further ones wait in order, at most `queue_length` of them, `wait_s` seconds each.
 
@@ -36,10 +41,20 @@ class Slots:
     handed over in the same moment.
     """
 
-    def __init__(self, name: str, limit: int, *, queue_length: int, wait_s: float, setting: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        limit: int,
+        *,
+        queue_length: int,
+        wait_s: float,
+        setting: str,
+        on_wait: OnWait | None = None,
+    ) -> None:
         self.name = name
         self.limit = limit
         self.setting = setting
+        self._on_wait = on_wait
         self.in_use = 0
         self.refused = 0
         self.waited = Samples()
@@ -53,10 +68,12 @@ class Slots:
             self.in_use += 1
             return
         if len(self._waiting) >= self._queue_length:
+            self._count(0.0, refused=True)
             self._refuse()
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         began = perf_counter()
+        refused = False
         try:
             async with asyncio.timeout(self._wait_s):
                 await turn
@@ -67,10 +84,12 @@ class Slots:
                 turn.cancel()
                 self._waiting = deque(waiter for waiter in self._waiting if waiter is not turn)
             if isinstance(error, TimeoutError):
+                refused = True
                 self._refuse()
             raise
         finally:
-            self.waited.add(perf_counter() - began)
+            self.waited.add(waited_s := perf_counter() - began)
+            self._count(waited_s, refused=refused)
 
     def give_back(self) -> None:
         """End a hold; the first in the queue gets the slot."""
@@ -80,6 +99,10 @@ class Slots:
                 turn.set_result(None)
                 return
         self.in_use -= 1
+
+    def _count(self, waited_s: float, *, refused: bool) -> None:
+        if self._on_wait is not None:
+            self._on_wait(self.name, waited_s, refused)
 
     def _refuse(self) -> None:
         self.refused += 1

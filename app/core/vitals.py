@@ -48,11 +48,10 @@ def read_vitals(data_dir: Path) -> Vitals:
 
 
 async def watch_loop(metrics: Metrics) -> None:
-    """Measure ten times a second how late the loop is, and keep moments for the windows; runs until cancelled."""
+    """Measure ten times a second how late the loop is; runs until cancelled."""
     loop = asyncio.get_running_loop()
     lag = metrics.histogram("loop_lag_seconds")
     while True:
         due = loop.time() + _SAMPLE_S
         await asyncio.sleep(_SAMPLE_S)
         lag.record(loop.time() - due)
-        metrics.keep()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import prometheus_client.openmetrics.parser
 import prometheus_client.parser
 
 from app.core.exposition import GAUGES, PREFIX, series_name
@@ -11,6 +12,7 @@ from app.core.metrics import FAMILIES
 from tests.application import Application, open_application
 
 parser: Any = prometheus_client.parser
+open_parser: Any = prometheus_client.openmetrics.parser
 
 
 def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -64,3 +66,18 @@ async def test_a_setting_opens_it(tmp_path: Path) -> None:
         reply: httpx2.Response = await application.anonymous.get("/metrics")
         assert reply.status_code == 200
         assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+async def test_open_metrics_has_the_same_numbers_and_examples(application: Application) -> None:
+    await application.client.post("/api/v1/agent/prompt", json={"message": "hello"}, headers={"X-Request-ID": "my-own"})
+    accept = {"Accept": "application/openmetrics-text; version=1.0.0, text/plain;q=0.5"}
+    reply = await application.anonymous.get("/metrics", headers=accept)
+    assert reply.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    families = list(open_parser.text_string_to_metric_families(reply.text))
+    assert {family.name for family in families} == {PREFIX + name for name in (*FAMILIES, *GAUGES)}
+    examples = [sample.exemplar for family in families for sample in family.samples if sample.exemplar]
+    assert [example.labels for example in examples if example.labels["request_id"] == "my-own"]
+    old = samples((await application.anonymous.get("/metrics")).text)
+    route = frozenset({("route", "POST /api/v1/agent/prompt"), ("status", "2xx")})
+    new = {(sample.name, frozenset(sample.labels.items())): sample.value for f in families for sample in f.samples}
+    assert new["mnemosine_requests_total", route] == old["mnemosine_requests_total", route] == 1

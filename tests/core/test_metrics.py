@@ -6,16 +6,9 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic_core import from_json, to_json
 
-from app.core.metrics import OTHER, Histogram, Metrics, Snapshot, merge
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from app.core.metrics import BOUNDS_S, OTHER, Histogram, Metrics, Snapshot, merge
 
 
 def _true_percentile(values: list[float], q: float) -> float:
@@ -60,7 +53,7 @@ def test_known_distributions_come_out_within_one_per_cent(draw: Callable[[random
 @given(st.lists(st.lists(st.floats(1e-5, 1e6), max_size=50), min_size=1, max_size=6))
 def test_the_sum_of_workers_is_as_if_one_had_counted_all(parts: list[list[float]]) -> None:
     together = _held([value for part in parts for value in part])
-    summed = merge(Snapshot.decode(_held(part).encode()) for part in parts)
+    summed = merge(Snapshot.of_plain(from_json(to_json(_held(part).plain()))) for part in parts)
     left = summed.distribution("database_wait_seconds")
     right = together.distribution("database_wait_seconds")
     assert left.buckets == right.buckets
@@ -101,35 +94,19 @@ def test_labels_are_bounded_and_nothing_is_lost() -> None:
     assert len(snapshot.counts) < 200
 
 
-def test_windows_hold_what_came_in_them() -> None:
-    clock = Clock()
-    metrics = Metrics(clock=clock)
-    for _ in range(4000):  # one request a second, for 66 minutes
-        metrics.keep()
-        metrics.record_request("GET /x", 200, 0.1)
-        clock.now += 1
-    for window_s in (60, 300, 3600):
-        recent, seconds = metrics.since(window_s)
-        assert window_s <= seconds <= window_s + 65
-        assert recent.count("requests") == pytest.approx(seconds, abs=1)
-        assert recent.distribution("response_seconds").count == recent.count("requests")
-    assert metrics.snapshot().count("requests") == 4000
-
-
-def test_a_young_server_answers_with_all_it_has() -> None:
-    clock = Clock()
-    metrics = Metrics(clock=clock)
-    clock.now += 10
-    metrics.record_request("GET /x", 200, 0.1)
-    recent, seconds = metrics.since(60)
-    assert (recent.count("requests"), seconds) == (1, 10)
-
-
 def test_a_series_with_the_wrong_labels_is_refused() -> None:
     with pytest.raises(ValueError, match="labels"):
         Metrics().counter("requests", "GET /x")
 
 
-def test_foreign_bytes_are_no_snapshot() -> None:
+def test_something_else_is_no_snapshot() -> None:
     with pytest.raises(ValueError):
-        Snapshot.decode(b'{"a": 1}')
+        Snapshot.of_plain({"a": 1})
+
+
+def test_each_bucket_has_the_last_request_as_its_example() -> None:
+    metrics = Metrics(clock=lambda: 1000.0)
+    for number in range(3):
+        metrics.record_request("GET /x", 200, 0.07, request_id=f"fast-{number}")
+    metrics.record_request("GET /x", 200, 700, request_id="slow")
+    assert metrics.examples() == {"GET /x": {6: ("fast-2", 0.07, 1000.0), len(BOUNDS_S): ("slow", 700, 1000.0)}}

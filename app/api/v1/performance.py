@@ -1,34 +1,21 @@
-"""What the server measured: the whole picture, and its health in detail."""
+"""What the server measured: the whole picture, of all workers and replicas."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
-from time import monotonic, perf_counter
+from datetime import UTC, datetime
+from time import time
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter
 from pydantic import BaseModel
 
-from app import __version__
 from app.api.dependencies import AgentRoomDep, CurrentCaller, RuntimeDep
 from app.api.json_route import JsonRoute
-from app.core.exposition import CONTENT_TYPE, render
-from app.core.metrics import WINDOWS_S, Distribution, Snapshot, Window
+from app.api.v1.response_cache import CacheReply, RecommendationReply, cache_reply
+from app.core.metrics import Distribution, Snapshot, Window
+from app.core.parts import milliseconds
 from app.core.vitals import Vitals, read_vitals
-from app.errors import DatabaseUnavailable, NotAuthenticated
-from app.runtime import Runtime
 
 router = APIRouter(prefix="/api/v1/performance", tags=["performance"], route_class=JsonRoute)
-prometheus = APIRouter(tags=["performance"])
-"""`/metrics` alone stands outside of `/api/v1`."""
-
-CHECK_TIMEOUT_S = 0.5
-SLOW_LOOP_S = 0.25
-"""A loop that is this late (P99 of five minutes) makes every answer late."""
-FULL_DISK_PERCENT = 95
-
-Health = Literal["healthy", "degraded", "unhealthy"]
-Check = tuple[str, Callable[[Runtime], Awaitable[Health]]]
 
 
 class Milliseconds(BaseModel):
@@ -74,11 +61,21 @@ class SystemReply(BaseModel):
 
 
 class ProcessReply(BaseModel):
-    """The serving process."""
+    """The serving processes together; memory that they share counts in each of them."""
 
     rss_bytes: int
     open_files: int
     event_loop_lag_ms: Percentiles
+
+
+class WorkerReply(BaseModel):
+    """One serving process; the first is the one that answers."""
+
+    pid: int
+    uptime_seconds: float
+    rss_bytes: int
+    open_files: int
+    in_flight: int
 
 
 class RouteReply(BaseModel):
@@ -128,8 +125,69 @@ class ModelCallsReply(BaseModel):
     models: list[ModelReply]
 
 
+class PooledAgentReply(BaseModel):
+    """One live agent of one worker."""
+
+    agent: str
+    model: str
+    uses: int
+    in_use: int
+    created_at: datetime
+    last_used_at: datetime
+    idle_seconds: float
+
+
+class SlotsReply(BaseModel):
+    """How many runs may happen at once, of an agent or on a provider, over all workers."""
+
+    name: str
+    limit: int
+    in_use: int
+    refused: int
+    wait_ms: Milliseconds
+
+
+class PoolReply(BaseModel):
+    """Live agents of all workers; `capacity` is that of all workers together. Empty while the agents are loaded."""
+
+    model_config = {
+        "extra": "allow",
+        "json_schema_extra": {
+            "examples": [
+                {
+                    "capacity": 40,
+                    "size": 12,
+                    "in_use": 3,
+                    "hits": 9612,
+                    "misses": 12,
+                    "evictions": 0,
+                    "idle_closings": 0,
+                    "hit_ratio": 0.9988,
+                    "creation_ms": {"count": 12, "mean": 1.1, "p50": 0.9, "p95": 2.2, "p99": 2.3, "max": 2.3},
+                    "agents": [],
+                    "slots": [],
+                    "recommendations": [],
+                }
+            ]
+        },
+    }
+
+    capacity: int = 0
+    size: int = 0
+    in_use: int = 0
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    idle_closings: int = 0
+    hit_ratio: float = 0
+    creation_ms: Milliseconds = Milliseconds()
+    agents: list[PooledAgentReply] = []
+    slots: list[SlotsReply] = []
+    recommendations: list[RecommendationReply] = []
+
+
 class DatabaseReply(BaseModel):
-    """The pool of connections."""
+    """The pools of connections of all workers together."""
 
     backend: Literal["sqlite", "postgresql"]
     pool_size: int
@@ -160,7 +218,8 @@ class MetricsReply(BaseModel):
         "json_schema_extra": {
             "examples": [
                 {
-                    "scope": {"workers": 1, "replicas": 1},
+                    "scope": {"workers": 4, "replicas": 1},
+                    "reach": "machine",
                     "uptime_seconds": 86400.0,
                     "started_at": "2026-11-24T00:00:00Z",
                     "requests": {"total": 1000, "errors": 0, "in_flight": 3, "response_time_ms": _EXAMPLE_MS},
@@ -170,196 +229,72 @@ class MetricsReply(BaseModel):
     }
 
     scope: ScopeReply
+    reach: Literal["machine", "replicas", "store away"]
+    """`store away`: there may be more replicas, and the store that would say so does not answer."""
     uptime_seconds: float
     started_at: datetime
     system: SystemReply
     process: ProcessReply
+    workers: list[WorkerReply]
     requests: RequestsReply
     model_calls: ModelCallsReply
-    agent_pool: dict[str, Any]
-    cache: dict[str, Any]
+    agent_pool: PoolReply
+    cache: CacheReply
     database: DatabaseReply
     windows: dict[Window, WindowReply]
-
-
-class CheckReply(BaseModel):
-    """One check, and how long it took."""
-
-    status: Health
-    latency_ms: float
-
-
-class HealthNumbers(BaseModel):
-    """The last five minutes in short."""
-
-    response_time_ms: Percentiles
-    error_rate: float
-    cache_hit_ratio: float
-
-
-class HealthReply(BaseModel):
-    """How the server is. Degraded: something is amiss, and prompts are answered all the same."""
-
-    model_config = {
-        "json_schema_extra": {
-            "examples": [
-                {
-                    "status": "healthy",
-                    "version": __version__,
-                    "uptime_seconds": 86400.0,
-                    "checks": {"database": {"status": "healthy", "latency_ms": 1.4}},
-                    "performance": {
-                        "response_time_ms": {"p50": 380.2, "p95": 812.0, "p99": 1204.5},
-                        "error_rate": 0.0,
-                        "cache_hit_ratio": 0.4,
-                    },
-                }
-            ]
-        }
-    }
-
-    status: Health
-    version: str = __version__
-    uptime_seconds: float
-    checks: dict[str, CheckReply]
-    performance: HealthNumbers
 
 
 @router.get("/metrics")
 async def metrics(caller: CurrentCaller, runtime: RuntimeDep) -> MetricsReply:
     """Everything that is measured. `scope` says how many workers and replicas were counted."""
     vitals = await asyncio.to_thread(read_vitals, runtime.settings.data_dir)
-    now = runtime.metrics.snapshot()
-    uptime_s = monotonic() - runtime.started_at
-    pool = runtime.database.pool_status()
+    picture = await runtime.totals.read()
+    total = picture.total
     windows: dict[Window, WindowReply] = {
-        window: _window(*runtime.metrics.since(seconds)) for window, seconds in WINDOWS_S.items()
+        name: _window(counted, seconds) for name, (counted, seconds) in picture.windows.items()
     }
     return MetricsReply(
-        scope=ScopeReply(workers=1, replicas=1),
-        uptime_seconds=round(uptime_s, 3),
-        started_at=datetime.now(UTC) - timedelta(seconds=uptime_s),
+        scope=ScopeReply(workers=len(picture.workers), replicas=picture.replicas),
+        reach=picture.reach,
+        uptime_seconds=round(time() - picture.started_at, 3),
+        started_at=datetime.fromtimestamp(picture.started_at, UTC),
         system=_system(vitals),
         process=ProcessReply(
-            rss_bytes=vitals.rss_bytes,
-            open_files=vitals.open_files,
-            event_loop_lag_ms=_percentiles(now.distribution("loop_lag_seconds")),
+            rss_bytes=int(picture.level("process_resident_bytes")),
+            open_files=int(picture.level("process_open_files")),
+            event_loop_lag_ms=percentiles(total.distribution("loop_lag_seconds")),
         ),
-        requests=_requests(now, in_flight=runtime.metrics.in_flight, per_second=windows["1m"].per_second),
-        model_calls=_model_calls(now),
-        agent_pool=dict(runtime.parts["agent_pool"]()),
-        cache=dict(runtime.parts["cache"]()),
+        workers=[
+            WorkerReply(
+                pid=worker.pid,
+                uptime_seconds=round(worker.uptime_s, 3),
+                rss_bytes=int(worker.levels.get("process_resident_bytes", 0)),
+                open_files=int(worker.levels.get("process_open_files", 0)),
+                in_flight=int(worker.levels["requests_in_flight"]),
+            )
+            for worker in picture.workers
+        ],
+        requests=_requests(
+            total, in_flight=int(picture.level("requests_in_flight")), per_second=windows["1m"].per_second
+        ),
+        model_calls=_model_calls(total),
+        agent_pool=PoolReply.model_validate(picture.part("agent_pool")),
+        cache=cache_reply(picture.part("cache"), caller),
         database=DatabaseReply(
             backend=runtime.database.backend,
-            pool_size=pool.pool_size,
-            checked_out=pool.checked_out,
-            overflow=pool.overflow,
-            wait_ms=_milliseconds(now.distribution("database_wait_seconds")),
+            pool_size=int(picture.level("database_connections")),
+            checked_out=int(picture.level("database_connections_checked_out")),
+            overflow=int(picture.level("database_connections_overflow")),
+            wait_ms=_milliseconds(total.distribution("database_wait_seconds")),
         ),
         windows=windows,
     )
 
 
 @router.get("/agent-pool")
-async def agent_pool(caller: CurrentCaller, room: AgentRoomDep) -> dict[str, Any]:
-    """The agents that are alive in this worker, how they are used, and what that says about the settings."""
-    return room.pool.numbers()
-
-
-@prometheus.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def prometheus_metrics(runtime: RuntimeDep, request: Request) -> Response:
-    """Give the numbers of `/performance/metrics` as Prometheus text; without login where bound to loopback."""
-    if not runtime.settings.metrics_open:
-        scheme, _, credential = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not credential:
-            raise NotAuthenticated("send Authorization: Bearer with a token or an API key")
-        await runtime.callers.recognise(credential)
-    vitals = await asyncio.to_thread(read_vitals, runtime.settings.data_dir)
-    connections = runtime.database.pool_status()
-    agents = runtime.parts["agent_pool"]()
-    gauges: dict[str, float] = {
-        "workers": 1,
-        "uptime_seconds": monotonic() - runtime.started_at,
-        "requests_in_flight": runtime.metrics.in_flight,
-        "process_resident_bytes": vitals.rss_bytes,
-        "process_open_files": vitals.open_files,
-        "system_cpu_percent": vitals.cpu_percent,
-        "system_memory_percent": vitals.memory.percent,
-        "system_disk_percent": vitals.disk.percent,
-        "database_connections": connections.pool_size,
-        "database_connections_checked_out": connections.checked_out,
-        "database_connections_overflow": connections.overflow,
-        "agent_pool_size": agents.get("size", 0),
-        "agent_pool_in_use": agents.get("in_use", 0),
-    }
-    return Response(render(runtime.metrics.snapshot(), gauges), media_type=CONTENT_TYPE)
-
-
-@router.get("/health-detailed", responses={503: {"model": HealthReply}})
-async def health_detailed(runtime: RuntimeDep, response: Response) -> HealthReply:
-    """Every part checked at once, each with a deadline; 503 where prompts cannot be answered."""
-    results = await asyncio.gather(*(_timed(check, runtime) for _, check in _CHECKS))
-    checks = dict(zip((name for name, _ in _CHECKS), results, strict=True))
-    states = {check.status for check in results}
-    status: Health = "unhealthy" if "unhealthy" in states else "degraded" if "degraded" in states else "healthy"
-    if status == "unhealthy":
-        response.status_code = 503
-        response.headers["Retry-After"] = "1"
-    recent, _ = runtime.metrics.since(WINDOWS_S["5m"])
-    answered = recent.count("requests")
-    return HealthReply(
-        status=status,
-        uptime_seconds=round(monotonic() - runtime.started_at, 3),
-        checks=checks,
-        performance=HealthNumbers(
-            response_time_ms=_percentiles(recent.distribution("response_seconds")),
-            error_rate=recent.count("requests", status="5xx") / answered if answered else 0.0,
-            cache_hit_ratio=float(runtime.parts["cache"]().get("hit_ratio", 0.0)),
-        ),
-    )
-
-
-async def _timed(check: Callable[[Runtime], Awaitable[Health]], runtime: Runtime) -> CheckReply:
-    started = perf_counter()
-    status = await check(runtime)
-    return CheckReply(status=status, latency_ms=round((perf_counter() - started) * 1000, 3))
-
-
-async def _database_health(runtime: Runtime) -> Health:
-    try:
-        await runtime.database.ping(timeout_s=CHECK_TIMEOUT_S)
-    except DatabaseUnavailable:
-        return "unhealthy"
-    return "healthy"
-
-
-async def _agents_health(runtime: Runtime) -> Health:
-    if not runtime.agent_room.done():
-        return "degraded"
-    failed = runtime.agent_room.cancelled() or runtime.agent_room.exception() is not None
-    return "unhealthy" if failed else "healthy"
-
-
-async def _loop_health(runtime: Runtime) -> Health:
-    recent, _ = runtime.metrics.since(WINDOWS_S["5m"])
-    return "degraded" if recent.distribution("loop_lag_seconds").percentile(0.99) > SLOW_LOOP_S else "healthy"
-
-
-async def _disk_health(runtime: Runtime) -> Health:
-    try:
-        async with asyncio.timeout(CHECK_TIMEOUT_S):
-            vitals = await asyncio.to_thread(read_vitals, runtime.settings.data_dir)
-    except (TimeoutError, OSError):
-        return "degraded"
-    return "degraded" if vitals.disk.percent >= FULL_DISK_PERCENT else "healthy"
-
-
-_CHECKS: tuple[Check, ...] = (
-    ("database", _database_health),
-    ("agents", _agents_health),
-    ("event_loop", _loop_health),
-    ("disk", _disk_health),
-)
+async def agent_pool(caller: CurrentCaller, room: AgentRoomDep, runtime: RuntimeDep) -> PoolReply:
+    """The agents that are alive in all workers, how they are used, and what that says about the settings."""
+    return PoolReply.model_validate((await runtime.totals.read()).part("agent_pool"))
 
 
 def _system(vitals: Vitals) -> SystemReply:
@@ -433,16 +368,10 @@ def _window(recent: Snapshot, seconds: float) -> WindowReply:
 
 
 def _milliseconds(seconds: Distribution) -> Milliseconds:
-    return Milliseconds(
-        count=seconds.count,
-        mean=seconds.mean * 1000,
-        p50=seconds.percentile(0.5) * 1000,
-        p95=seconds.percentile(0.95) * 1000,
-        p99=seconds.percentile(0.99) * 1000,
-        max=seconds.largest * 1000,
-    )
+    return Milliseconds.model_validate(milliseconds(seconds))
 
 
-def _percentiles(seconds: Distribution) -> Percentiles:
+def percentiles(seconds: Distribution) -> Percentiles:
+    """A distribution of seconds in short."""
     whole = _milliseconds(seconds)
     return Percentiles(p50=whole.p50, p95=whole.p95, p99=whole.p99)

@@ -1,13 +1,13 @@
 """The response cache in the performance API: its numbers, and clearing it."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from app.api.dependencies import Admin, CurrentCaller, RuntimeDep
-from app.core.cache_service import Saved
+from app.core.run import Caller
 
 router = APIRouter(prefix="/api/v1/performance", tags=["performance"])
 
@@ -43,7 +43,7 @@ class RecommendationReply(BaseModel):
 
 
 class CacheReply(BaseModel):
-    """The response cache of the worker that answers."""
+    """The response cache of the whole server; bytes and entries are of all workers together."""
 
     enabled: bool
     backend: str
@@ -72,12 +72,13 @@ class ClearedReply(BaseModel):
 
 @router.get("/cache")
 async def cache(runtime: RuntimeDep, caller: CurrentCaller) -> CacheReply:
-    """How the response cache is doing."""
-    # Which agents others use is for administrators.
-    by_agent = runtime.cache.counts.saved if caller.is_admin else {}
-    return CacheReply(
-        **runtime.cache.numbers(), saved_by_agent={agent: _saved(saved) for agent, saved in by_agent.items()}
-    )
+    """How the response cache is doing, in all workers."""
+    return cache_reply((await runtime.totals.read()).part("cache"), caller)
+
+
+def cache_reply(part: dict[str, Any], caller: Caller) -> CacheReply:
+    """The cache as `caller` may see it: which agents others use is for administrators."""
+    return CacheReply.model_validate({**part, "saved_by_agent": part["saved_by_agent"] if caller.is_admin else {}})
 
 
 @router.post("/cache/clear")
@@ -86,13 +87,3 @@ async def clear_cache(
 ) -> ClearedReply:
     """Forget every answer, or those of one agent, in every worker and replica, before this returns."""
     return ClearedReply(cleared=await runtime.cache.clear(agent))
-
-
-def _saved(saved: Saved) -> SavedReply:
-    return SavedReply(
-        requests=saved.requests,
-        input_tokens=saved.input_tokens,
-        output_tokens=saved.output_tokens,
-        cost_usd=float(saved.cost_usd),
-        seconds=saved.seconds,
-    )
