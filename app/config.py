@@ -238,6 +238,9 @@ else `offline`."""
     # How it speaks
     enable_response_compression: bool = Field(True, examples=["true"])
     """Compress large answers for clients that accept gzip; event streams never."""
+    max_requests_in_flight: int = Field(1000, ge=1, le=100_000, examples=["1000"])
+    """Requests answered at once, per worker; as many again may wait 5 s for their turn, then 503. Health, metrics and \
+performance routes never wait."""
     max_request_bytes: int = Field(1024 * 1024, ge=1024, le=2**30, examples=["1048576"])
     """Bytes of the largest request body that is read; above it the answer is a 413."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(

@@ -76,7 +76,7 @@ def create_app(settings: Settings) -> FrontDoor:
         )
     if settings.answered_hosts:
         api.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.answered_hosts))
-    door = FrontDoor(api, max_body_bytes=settings.max_request_bytes)
+    door = FrontDoor(api, max_body_bytes=settings.max_request_bytes, max_in_flight=settings.max_requests_in_flight)
     return door
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.admission import Admission
 from app.api.limits import limit_headers
 from app.api.problems import internal_error, problem
 from app.api.visit import Visit, open_visit
@@ -43,10 +44,13 @@ class FrontDoor:
     is counted in `metrics`.
     """
 
-    def __init__(self, api: "FastAPI", *, max_body_bytes: int, body_timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, api: "FastAPI", *, max_body_bytes: int, max_in_flight: int = 1000, body_timeout_s: float = 30.0
+    ) -> None:
         self.api = api
         self.metrics = Metrics()
-        self._inner: ASGIApp = api
+        self.admission = Admission(api, max_in_flight=max_in_flight)
+        self._inner: ASGIApp = self.admission
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
 

@@ -1,4 +1,4 @@
-"""Slots: how many runs may happen at once, who waits for a turn, and for how long."""
+"""Slots: how much may happen at once, who waits for a turn, and for how long."""
 
 import asyncio
 from collections import deque
@@ -107,5 +107,5 @@ class Slots:
     def _refuse(self) -> None:
         self.refused += 1
         raise Overloaded(
-            f"{self.name} is busy: {self.limit} runs at once, and too many wait", retry_after_s=max(1.0, self._wait_s)
+            f"{self.name} is busy: {self.limit} at once, and too many wait", retry_after_s=max(1.0, self._wait_s)
         ) from None
