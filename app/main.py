@@ -1,8 +1,11 @@
 """`create_app(settings)`, and `app` for `uvicorn app.main:app`."""
 
+import asyncio
+import signal
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 from fastapi import FastAPI
@@ -30,13 +33,16 @@ from app.errors import BadConfiguration
 from app.logs import configure_logging
 from app.runtime import open_runtime, prepare
 
+_LAST_CALL_S = 20.0
+"""Under a server that is not ours, streams are told this long after the signal."""
+
 
 def create_app(settings: Settings) -> FrontDoor:
     """The whole application on `settings`; nothing is opened before its lifespan begins."""
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncGenerator[None]:
-        async with open_runtime(settings, door.metrics) as runtime:
+        async with open_runtime(settings, door.metrics, draining=door.draining, last_call=door.last_call) as runtime:
             api.state.runtime = runtime
             yield
 
@@ -97,11 +103,38 @@ def _app_from_environment() -> FrontDoor:
         first = await prepare(settings)
         if first is not None:
             print(first.notice(), file=sys.stderr)
-        async with serve(api) as state:
-            yield state
+        with _told_by_signals(door):
+            async with serve(api) as state:
+                yield state
 
     door.api.router.lifespan_context = prepared
     return door
+
+
+@contextmanager
+def _told_by_signals(door: FrontDoor) -> Generator[None]:
+    """Tell `door` of SIGTERM and SIGINT on their way to a server that knows nothing of `draining`."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    loop = asyncio.get_running_loop()
+
+    def tell(signum: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(door.draining.set)
+        loop.call_soon_threadsafe(loop.call_later, _LAST_CALL_S, door.last_call.set)
+        handler = before[signal.Signals(signum)]
+        if callable(handler):
+            handler(signum, frame)
+
+    taken: list[signal.Signals] = []
+    with suppress(ValueError):  # not the main thread: signals are somebody else's
+        for signum, handler in before.items():
+            if callable(handler):
+                signal.signal(signum, tell)
+                taken.append(signum)
+    try:
+        yield
+    finally:
+        for signum in taken:
+            signal.signal(signum, before[signum])
 
 
 def __getattr__(name: str) -> FrontDoor:

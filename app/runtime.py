@@ -75,6 +75,10 @@ class Runtime:
     """Await it through `asyncio.shield`: it is everybody's."""
     started_at: float
     """On the monotonic clock."""
+    draining: asyncio.Event
+    """Set when this worker is to end: it is not ready any more, what never ends by itself ends now."""
+    last_call: asyncio.Event
+    """Set some seconds before what still runs is cancelled: a stream of an answer ends with its `error` event now."""
 
 
 class _BoardGenerations:
@@ -130,7 +134,13 @@ async def prepare(settings: Settings) -> FirstStart | None:
 
 
 @asynccontextmanager
-async def open_runtime(settings: Settings, metrics: Metrics | None = None) -> AsyncGenerator[Runtime]:
+async def open_runtime(
+    settings: Settings,
+    metrics: Metrics | None = None,
+    *,
+    draining: asyncio.Event | None = None,
+    last_call: asyncio.Event | None = None,
+) -> AsyncGenerator[Runtime]:
     """Open every resource of one worker and close them in reverse, whatever happens in between."""
     metrics = metrics or Metrics()
     parts: dict[str, Callable[[], Mapping[str, Any]]] = {"agent_pool": dict, "cache": dict}
@@ -210,6 +220,8 @@ async def open_runtime(settings: Settings, metrics: Metrics | None = None) -> As
             ),
             agent_room=agent_room,
             started_at=monotonic(),
+            draining=draining or asyncio.Event(),
+            last_call=last_call or asyncio.Event(),
         )
 
 

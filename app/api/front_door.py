@@ -12,7 +12,7 @@ from app.api.limits import limit_headers
 from app.api.problems import internal_error, problem
 from app.api.visit import Visit, open_visit
 from app.core.metrics import Metrics
-from app.errors import InvalidRequest, MnemosineError, PayloadTooLarge, UnsupportedMedia
+from app.errors import InvalidRequest, MnemosineError, PayloadTooLarge, Unavailable, UnsupportedMedia
 from app.logs import request_id
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ class FrontDoor:
     Refuses bodies over `max_body_bytes` while they arrive, compressed bodies, and bodies that take longer than
     `body_timeout_s` to arrive. What nobody caught becomes a 500 in the one shape. Every request
     is counted in `metrics`.
+
+    Whoever serves it sets `draining` when the worker is to end, and `last_call` when the time that it gives to running
+    requests is nearly over; what runs even then is cancelled, and answered with a 503.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class FrontDoor:
         self.metrics = Metrics()
         self.admission = Admission(api, max_in_flight=max_in_flight)
         self._inner: ASGIApp = self.admission
+        self.draining = asyncio.Event()
+        self.last_call = asyncio.Event()
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
 
@@ -69,6 +74,12 @@ class FrontDoor:
             await self._inner(scope, body.receive, reply.send)
         except MnemosineError as error:
             await reply.last_resort(problem(scope, error), scope, receive)
+        except asyncio.CancelledError:
+            if not self.draining.is_set():
+                raise
+            # The task ends here in any case; a client that is still waiting gets an answer instead of a cut connection.
+            going = Unavailable("the server is going down; ask again", retry_after_s=1)
+            await reply.last_resort(problem(scope, going), scope, receive)
         except Exception:
             if not reply.status:
                 _log.exception("%s %s failed outside of every handler", scope["method"], scope["path"])

@@ -27,7 +27,7 @@ class Alive(BaseModel):
 class Ready(BaseModel):
     """Whether prompts can be answered, and which part is missing if not."""
 
-    status: Literal["ready", "starting", "unavailable"]
+    status: Literal["ready", "starting", "draining", "unavailable"]
     reason: str | None = None
     version: str = __version__
     uptime_seconds: float
@@ -50,7 +50,9 @@ async def ready(runtime: RuntimeDep, response: Response) -> Ready:
     return Ready(status=status, reason=reason, uptime_seconds=round(monotonic() - runtime.started_at, 3))
 
 
-async def _readiness(runtime: Runtime) -> tuple[Literal["ready", "starting", "unavailable"], str | None]:
+async def _readiness(runtime: Runtime) -> tuple[Literal["ready", "starting", "draining", "unavailable"], str | None]:
+    if runtime.draining.is_set():
+        return "draining", "shutdown"
     if not runtime.agent_room.done():
         return "starting", "agents"
     if runtime.agent_room.cancelled() or runtime.agent_room.exception() is not None:
