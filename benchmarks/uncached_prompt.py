@@ -44,7 +44,9 @@ async def measure(base_url: str, *, rounds: int, prompts: int) -> dict[str, Any]
     http = ProviderHttp()
     provider = OpenAIProvider(base_url=base_url, api_key="any")
     theirs = OpenAIChatModel("gpt-4o-mini", provider=provider)
-    ours = GuardedModel(LeanChatModel(OpenAIChatModel("gpt-4o-mini", provider=provider), http), ProviderGuard("fake"))
+    ours = GuardedModel(
+        LeanChatModel(OpenAIChatModel("gpt-4o-mini", provider=provider), http), ProviderGuard("fake"), "fake"
+    )
     plain, direct = Agent(theirs, instructions="Be short."), DirectAgent(Agent(ours, instructions="Be short."), ours)
     their_tool, our_tool = with_tool(theirs), with_tool(ours)
     async with aiohttp.ClientSession() as session:

@@ -51,7 +51,7 @@ class PooledAgent:
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     owner: asyncio.Task[None] | None = None
     direct: DirectAgent | None = None
-    """Answers without the agent graph, where that equals it; `tier_of_definition` says why or why not."""
+    """Asks without the agent graph, where that equals it; `tier_of_definition` says why or why not."""
 
 
 @dataclass(slots=True)
@@ -79,10 +79,8 @@ class Recommendation:
 def tier_of_definition(definition: AgentDefinition) -> Tier:
     """How runs of this agent are executed, and why."""
     assert definition.prototype is not None
-    if definition.make is None and definition.own_model is None:
-        return Tier("graph", "it is one Python object whose model comes with each run")
-    if definition.fallbacks:
-        return Tier("graph", "it has fallback models")
+    if definition.fallbacks or isinstance(definition.own_model, FallbackModel):
+        return Tier("graph", "it has fallback models", asks_directly=False)
     return tier_of(definition.prototype)
 
 
@@ -341,7 +339,7 @@ class AgentPool:
             began = perf_counter()
             agent = definition.build(model)
             entry = PooledAgent(agent, model, definition, name, now, now, datetime.now(UTC))
-            if tier_of_definition(definition).name == "direct" and agent.model is model:
+            if tier_of_definition(definition).asks_directly and not isinstance(model, FallbackModel):
                 entry.direct = DirectAgent(agent, model)
             self._entries[key] = entry
             if definition.open_tools or definition.own_model is not None:

@@ -81,7 +81,7 @@ async def run_agent(entry: PooledAgent, question: Question, deps: Any, *, run_id
     prompt = _prompt(question)
     settings = _model_settings(question)
     if entry.direct is not None and prompt is not None and _is_plain(question):
-        return _outcome(await _run_direct(entry, question, prompt, settings, run_id, tell))
+        return _outcome(await _run_direct(entry, question, prompt, settings, deps, run_id=run_id, tell=tell))
     options: dict[str, Any] = {
         "run_id": run_id,
         "deps": deps,
@@ -96,18 +96,21 @@ async def run_agent(entry: PooledAgent, question: Question, deps: Any, *, run_id
         return _outcome(await entry.agent.run(prompt, **options))
     async with entry.agent.run_stream_events(prompt, **options) as events:
         async for event in events:
-            match event:
-                case AgentRunResultEvent():
-                    return _outcome(event.result)
-                case FunctionToolCallEvent():
-                    tell(ToolStarted(event.tool_call_id, event.part.tool_name))
-                case FunctionToolResultEvent():
-                    succeeded = event.part.outcome == "success"
-                    tell(ToolFinished(event.tool_call_id, event.part.tool_name, succeeded))
-                case _:
-                    if text := text_of(event):
-                        tell(TextDelta(text))
+            if isinstance(event, AgentRunResultEvent):
+                return _outcome(event.result)
+            _pass_on(event, tell)
     raise AssertionError("a run ends with its result")
+
+
+def _pass_on(event: object, tell: Tell) -> None:
+    match event:
+        case FunctionToolCallEvent():
+            tell(ToolStarted(event.tool_call_id, event.part.tool_name))
+        case FunctionToolResultEvent():
+            tell(ToolFinished(event.tool_call_id, event.part.tool_name, event.part.outcome == "success"))
+        case _:
+            if text := text_of(event):
+                tell(TextDelta(text))
 
 
 async def _run_direct(
@@ -115,6 +118,8 @@ async def _run_direct(
     question: Question,
     prompt: str | Sequence[UserContent],
     settings: ModelSettings,
+    deps: Any,
+    *,
     run_id: str,
     tell: Tell | None,
 ) -> Result:
@@ -124,10 +129,11 @@ async def _run_direct(
         "model_settings": settings,
         "history": question.history,
         "instructions": question.instructions,
+        "deps": deps,
     }
     if tell is None:
         return await entry.direct.run(prompt, **asked)
-    return await entry.direct.stream(prompt, lambda text: tell(TextDelta(text)), **asked)
+    return await entry.direct.stream(prompt, lambda event: _pass_on(event, tell), **asked)
 
 
 def _is_plain(question: Question) -> bool:

@@ -1,4 +1,4 @@
-"""The direct tier: an agent that can do nothing but one model request is answered without the agent graph."""
+"""The direct tier: one model request is made without the agent graph, and where it was enough, the run is over."""
 
 # pyright: reportPrivateUsage=false
 # Whether an agent can do more than one request stands in private fields of Pydantic AI; in doubt it is the graph.
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic_ai import Agent, ModelMessage, ModelRequest, ModelResponse, ModelSettings, RunContext, TextPart
+from pydantic_ai import Agent, ModelMessage, ModelRequest, ModelResponse, ModelSettings, RunContext, TextPart, Tool
 from pydantic_ai._genai_prices import fill_response_cost
 from pydantic_ai._utils import fill_run_metadata
 from pydantic_ai._uuid import uuid7
@@ -49,14 +49,17 @@ class Tier:
 
     name: Literal["direct", "graph"]
     reason: str
+    asks_directly: bool
+    """Whether the first request is made without the graph, which then takes over where a tool is called."""
 
 
 def tier_of(agent: AnyAgent) -> Tier:
     """The tier of `agent`, from what it is made of; decided once, when it is registered."""
-    reason = _why_graph(agent)
-    if reason is not None:
-        return Tier("graph", reason)
-    return Tier("direct", "it makes one model request and answers with its text")
+    if (reason := _why_graph(agent)) is not None:
+        return Tier("graph", reason, asks_directly=False)
+    if agent._function_toolset.tools:
+        return Tier("graph", "it has tools; an answer that calls none of them is given directly", asks_directly=True)
+    return Tier("direct", "it makes one model request and answers with its text", asks_directly=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ Prompt = str | Sequence[UserContent]
 
 
 class DirectAgent:
-    """An agent of the direct tier on one model.
+    """An agent whose first request needs no graph, on one model.
 
     What it sends is asked of the graph once for each text of instructions: a first run is stopped at the model, and
     its messages, settings and parameters are the pattern of all later ones. An answer that is more than text (a tool
@@ -97,7 +100,7 @@ class DirectAgent:
     """
 
     def __init__(self, agent: AnyAgent, model: Model[Any]) -> None:
-        assert tier_of(agent).name == "direct"
+        assert tier_of(agent).asks_directly
         self._agent = agent
         self._model = model
         self._patterns: dict[str | None, _Pattern] = {}
@@ -110,9 +113,10 @@ class DirectAgent:
         model_settings: ModelSettings | None = None,
         history: Sequence[ModelMessage] = (),
         instructions: str | None = None,
+        deps: Any = None,
     ) -> DirectResult | AgentRunResult[Any]:
         """The answer to `prompt`, with the messages, usage, cost and errors of `agent.run`."""
-        asked = _Asked(prompt, run_id, model_settings, history, instructions)
+        asked = _Asked(prompt, run_id, model_settings, history, instructions, deps)
         prepared = await self._prepare(asked)
         if prepared is None:
             return await self._by_graph(asked)
@@ -125,31 +129,25 @@ class DirectAgent:
     async def stream(
         self,
         prompt: Prompt,
-        tell: Callable[[str], None],
+        tell: Callable[[object], None],
         *,
         run_id: str,
         model_settings: ModelSettings | None = None,
         history: Sequence[ModelMessage] = (),
         instructions: str | None = None,
+        deps: Any = None,
     ) -> DirectResult | AgentRunResult[Any]:
-        """The same as `run`, with each piece of text passed to `tell` as it comes. Cancel it to end the stream."""
-        asked = _Asked(prompt, run_id, model_settings, history, instructions)
+        """The same as `run`, with each of Pydantic AI's events passed to `tell`. Cancel it to end the stream."""
+        asked = _Asked(prompt, run_id, model_settings, history, instructions, deps)
         prepared = await self._prepare(asked)
         if prepared is None:
-            async with self._agent.run_stream_events(prompt, **asked.options()) as events:
-                async for event in events:
-                    if isinstance(event, AgentRunResultEvent):
-                        return event.result
-                    if text := text_of(event):
-                        tell(text)
-            raise AssertionError("a run ends with its result")
+            return await self._stream_by_graph(asked, tell)
         request, messages, settings, parameters = prepared
         async with open_request_stream(self._model, messages, settings, parameters) as stream:
             async for event in stream:
-                if text := text_of(event):
-                    tell(text)
+                tell(event)
             response = stream.get()
-        return self._finished(asked, request, response) or await self._by_graph(asked, response)
+        return self._finished(asked, request, response) or await self._stream_by_graph(asked, tell, response)
 
     async def _prepare(
         self, asked: "_Asked"
@@ -178,8 +176,22 @@ class DirectAgent:
         return DirectResult(text, usage, [*asked.history, request, response])
 
     async def _by_graph(self, asked: "_Asked", response: ModelResponse | None = None) -> AgentRunResult[Any]:
-        model = None if response is None else _AlreadyAnswered(self._model, response)
-        return await self._agent.run(asked.prompt, model=model, **asked.options())
+        return await self._agent.run(asked.prompt, model=self._answered(response), **asked.options())
+
+    async def _stream_by_graph(
+        self, asked: "_Asked", tell: Callable[[object], None], response: ModelResponse | None = None
+    ) -> AgentRunResult[Any]:
+        options = asked.options()
+        async with self._agent.run_stream_events(asked.prompt, model=self._answered(response), **options) as events:
+            async for event in events:
+                if isinstance(event, AgentRunResultEvent):
+                    return event.result
+                tell(event)
+        raise AssertionError("a run ends with its result")
+
+    def _answered(self, response: ModelResponse | None) -> Model[Any]:
+        """The model, with its first answer where it was received already; of that one no event is told again."""
+        return self._model if response is None else _AlreadyAnswered(self._model, response)
 
     async def _learn(self, instructions: str | None) -> "_Pattern":
         probe = _Probe(self._model)
@@ -190,7 +202,7 @@ class DirectAgent:
                 self._patterns.pop(next(iter(self._patterns)))
             self._patterns[instructions] = caught.pattern
             return caught.pattern
-        raise AssertionError("an agent of the direct tier asks its model")
+        raise AssertionError("an agent asks its model")
 
 
 _PATTERNS_KEPT = 256
@@ -204,6 +216,7 @@ class _Asked:
     settings: ModelSettings | None
     history: Sequence[ModelMessage]
     instructions: str | None
+    deps: Any
 
     def options(self) -> dict[str, Any]:
         return {
@@ -211,6 +224,7 @@ class _Asked:
             "model_settings": self.settings,
             "message_history": list(self.history) or None,
             "instructions": self.instructions,
+            "deps": self.deps,
         }
 
 
@@ -319,6 +333,11 @@ def text_of(event: object) -> str:
             return ""
 
 
+def _is_static(tool: Tool[Any]) -> bool:
+    """Whether the model is shown this tool in the same words every time, and may call it at once."""
+    return type(tool) is Tool and not (tool.prepare or tool.defer_loading or tool.requires_approval or tool.tool_kind)
+
+
 def _why_graph(agent: AnyAgent) -> str | None:
     """What makes the graph necessary, or `None`."""
     if type(agent) is not Agent:
@@ -327,8 +346,9 @@ def _why_graph(agent: AnyAgent) -> str | None:
         return "it has an output schema"
     if agent._output_validators:
         return "it has output validators"
-    if agent._function_toolset.tools:
-        return "it has tools"
+    toolset = agent._function_toolset
+    if toolset._instructions or not all(_is_static(tool) for tool in toolset.tools.values()):
+        return "it has tools that change between requests, or wait for an approval"
     if agent._user_toolsets or agent._dynamic_toolsets or agent._cap_toolsets:
         return "it has toolsets"
     if any(type(part) not in _AUTO_INJECT_CAPABILITY_TYPES for part in agent.root_capability.capabilities):

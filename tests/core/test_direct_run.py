@@ -28,7 +28,7 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.usage import RunUsage
 
-from app.core.direct_run import DirectAgent, tier_of
+from app.core.direct_run import DirectAgent, text_of, tier_of
 from app.core.offline_model import OfflineModel
 from app.core.openai_chat import PROFILE, LeanChatModel, ProviderHttp
 from benchmarks.fake_provider import FakeProvider, Fault
@@ -209,7 +209,7 @@ async def both_streams(world: World, instructions: str | None, prompt: str, faul
 
     async def directly(texts: list[str]) -> Any:
         agent = DirectAgent(Agent(world.ours, instructions=instructions), world.ours)
-        last = await agent.stream(prompt, texts.append, run_id="r", model_settings=chosen)
+        last = await agent.stream(prompt, lambda event: texts.append(text_of(event)), run_id="r", model_settings=chosen)
         return told(last.all_messages()), last.usage
 
     for run in (by_graph, directly):
