@@ -1,94 +1,155 @@
-"""CPU per uncached prompt: direct tier and graph tier beside `agent.run` as it comes, in alternating rounds.
+"""CPU per uncached prompt: Mnemosine beside a plain FastAPI application around `agent.run`, both as servers.
 
-    python -m benchmarks.uncached_prompt --rounds 7 --prompts 150
+    python -m benchmarks.uncached_prompt --rounds 9 --prompts 300
 
-The provider runs in a process of its own and answers at once, so the CPU time of this process is the cost of the
-prompt. HTTP serving is left out on both sides; `pass-through` is the same POST over aiohttp with nothing around it.
-Prints medians and the spread over rounds as JSON.
+Both are processes of one worker over HTTP, ask the same fake provider (a third process, which answers at once), and
+take turns. What counts is the CPU time of the server's process over a batch of prompts that were never asked before.
+Ours also checks a token, keeps the answer and records the run; the plain application does none of that.
+Each kind of prompt is a pair: `talk` (no tool), `tool idle` (one tool, not called), `tool called` (two model requests).
+Prints medians over the rounds, their spread, and the ratio of each round as JSON.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
-from time import process_time
-from typing import Any
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
 
 import aiohttp
-from pydantic_ai import Agent
-from pydantic_ai.models.openai import OpenAIChatModel
-from pydantic_ai.providers.openai import OpenAIProvider
+import psutil
 
-from app.core.direct_run import DirectAgent
-from app.core.openai_chat import LeanChatModel, ProviderHttp
-from app.core.provider_guard import GuardedModel, ProviderGuard
+from tests.process import free_port
 
-Ask = Callable[[str], Awaitable[object]]
-
-
-def with_tool(model: Any) -> Agent[None, str]:
-    agent = Agent(model, instructions="Be short.")
-
-    @agent.tool_plain
-    def weather(city: str) -> str:
-        """The weather in a city."""
-        return f"rain in {city}"
-
-    return agent
+ROOT = Path(__file__).parent.parent
+PASSWORD = "a password for the benchmark"
+KINDS = {
+    "talk": ("talker", "prompt {}"),
+    "tool idle": ("weatherman", "prompt {}"),
+    "tool called": ("weatherman", 'call:weather {{"city": "place {}"}}'),
+}
 
 
-async def measure(base_url: str, *, rounds: int, prompts: int) -> dict[str, Any]:
-    http = ProviderHttp()
-    provider = OpenAIProvider(base_url=base_url, api_key="any")
-    theirs = OpenAIChatModel("gpt-4o-mini", provider=provider)
-    ours = GuardedModel(
-        LeanChatModel(OpenAIChatModel("gpt-4o-mini", provider=provider), http), ProviderGuard("fake"), "fake"
-    )
-    plain, direct = Agent(theirs, instructions="Be short."), DirectAgent(Agent(ours, instructions="Be short."), ours)
-    their_tool, our_tool = with_tool(theirs), with_tool(ours)
-    async with aiohttp.ClientSession() as session:
+@dataclass
+class Server:
+    process: psutil.Process
+    url: str
+    headers: dict[str, str]
 
-        async def pass_through(prompt: str) -> None:
-            body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": prompt}]}
-            async with session.post(f"{base_url}/chat/completions", json=body) as reply:
-                await reply.read()
+    def cpu_s(self) -> float:
+        used = self.process.cpu_times()
+        return used.user + used.system
 
-        variants: dict[str, Ask] = {
-            "agent.run": plain.run,
-            "direct": lambda prompt: direct.run(prompt, run_id=prompt),
-            "agent.run, one tool": their_tool.run,
-            "graph, one tool": our_tool.run,
-            "pass-through": pass_through,
+
+@contextmanager
+def started(command: list[str], environment: dict[str, str]) -> Generator[int]:
+    """The process id of `command`, ended with the block."""
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def reached(session: aiohttp.ClientSession, url: str) -> None:
+    deadline = monotonic() + 60
+    while True:
+        try:
+            async with session.get(url) as reply:
+                if reply.status == 200:
+                    return
+        except aiohttp.ClientError:
+            pass
+        if monotonic() > deadline:
+            raise TimeoutError(url)
+        await asyncio.sleep(0.05)
+
+
+async def batch(session: aiohttp.ClientSession, server: Server, kind: str, *, mark: str, prompts: int) -> float:
+    """CPU microseconds of the server for each of `prompts` prompts, eight at once. Every answer is looked at."""
+    agent, text = KINDS[kind]
+    numbers = iter(range(prompts))
+
+    async def ask() -> None:
+        for number in numbers:
+            nonce = f"{mark}-{number}"
+            body = {"message": text.format(nonce), "agent": agent}
+            async with session.post(server.url, json=body, headers=server.headers) as reply:
+                said = await reply.json()
+            if reply.status != 200 or nonce not in said["response"] or said.get("cached"):
+                raise RuntimeError(f"{server.url} answered {reply.status}: {said}")
+
+    before = server.cpu_s()
+    await asyncio.gather(*(ask() for _ in range(8)))
+    return (server.cpu_s() - before) / prompts * 1e6
+
+
+async def measure(base_url: str, *, rounds: int, prompts: int) -> dict[str, object]:
+    environment = {
+        key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV"}
+    } | {"OPENAI_API_KEY": "any", "OPENAI_BASE_URL": base_url, "PYTHONPATH": str(ROOT), "PYDANTIC_AI_NO_BANNER": "1"}
+    plain_port, our_port = free_port(), free_port()
+    agents = "benchmarks.plain_application:talker,benchmarks.plain_application:weatherman"
+    with tempfile.TemporaryDirectory() as folder:
+        ours = environment | {
+            "DATA_DIR": folder,
+            "ADMIN_PASSWORD": PASSWORD,
+            "AGENTS": agents,
+            "DEFAULT_MODEL": "openai-chat:gpt-4o-mini",
+            "RATE_LIMIT_PER_MINUTE": "1000000",
+            "LOG_LEVEL": "warning",
         }
-        costs: dict[str, list[float]] = {name: [] for name in variants}
-        for number in range(-1, rounds):
-            for name, ask in variants.items():
-                started = process_time()
-                for at in range(prompts):
-                    await ask(f"prompt {number} {at} {name}")
-                if number >= 0:  # the first round warms up
-                    costs[name].append((process_time() - started) / prompts * 1e6)
-    await http.aclose()
-    await provider.client.close()
-    median = {name: statistics.median(values) for name, values in costs.items()}
-    return {
-        "cpu_us": {
-            name: {"median": round(median[name]), "min": round(min(values)), "max": round(max(values))}
-            for name, values in costs.items()
-        },
-        "direct / agent.run": round(median["direct"] / median["agent.run"], 3),
-        "graph / agent.run, one tool": round(median["graph, one tool"] / median["agent.run, one tool"], 3),
-        "direct / pass-through": round(median["direct"] / median["pass-through"], 2),
+        serve = [sys.executable, "-m", "app", "serve", "--port", str(our_port)]
+        factory = "benchmarks.plain_application:create_app"
+        plain = [sys.executable, "-m", "uvicorn", "--factory", factory, "--port", str(plain_port)]
+        plain += ["--log-level", "warning", "--no-access-log"]
+        with started(plain, environment) as plain_pid, started(serve, ours) as our_pid:
+            async with aiohttp.ClientSession() as session:
+                await reached(session, f"http://127.0.0.1:{plain_port}/livez")
+                await reached(session, f"http://127.0.0.1:{our_port}/readyz")
+                form = {"username": "admin", "password": PASSWORD}
+                async with session.post(f"http://127.0.0.1:{our_port}/api/v1/auth/token", data=form) as reply:
+                    token = (await reply.json())["access_token"]
+                servers = {
+                    "plain": Server(psutil.Process(plain_pid), f"http://127.0.0.1:{plain_port}/prompt", {}),
+                    "mnemosine": Server(
+                        psutil.Process(our_pid),
+                        f"http://127.0.0.1:{our_port}/api/v1/agent/prompt",
+                        {"Authorization": f"Bearer {token}"},
+                    ),
+                }
+                costs: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in servers} for kind in KINDS}
+                for at in range(-1, rounds):
+                    for kind, cost in costs.items():
+                        for name in sorted(servers, reverse=at % 2 == 0):
+                            used = await batch(session, servers[name], kind, mark=f"{name}{at}", prompts=prompts)
+                            if at >= 0:  # the first round warms up
+                                cost[name].append(used)
+    return {kind: _told(cost["plain"], cost["mnemosine"]) for kind, cost in costs.items()}
+
+
+def _told(plain: list[float], ours: list[float]) -> dict[str, object]:
+    ratios = [one / other for one, other in zip(ours, plain, strict=True)]
+    told: dict[str, object] = {
+        f"{name} cpu_us": {"median": round(statistics.median(all_)), "min": round(min(all_)), "max": round(max(all_))}
+        for name, all_ in (("plain", plain), ("mnemosine", ours))
     }
+    rounded = [round(value, 3) for value in (statistics.median(ratios), min(ratios), max(ratios))]
+    return told | {"ratio": dict(zip(("median", "min", "max"), rounded, strict=True))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--prompts", type=int, default=150)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--prompts", type=int, default=300)
     options = parser.parse_args()
     fake = subprocess.Popen([sys.executable, "-m", "benchmarks.fake_provider"], stdout=subprocess.PIPE, text=True)
     try:

@@ -1,0 +1,49 @@
+"""What we are compared with: FastAPI around `agent.run`, one agent object, the SDK's model; nothing else.
+
+    uvicorn --factory benchmarks.plain_application:create_app
+
+`talker` and `weatherman` are the same agents without a model, for `mnemosine serve`.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic_ai import Agent
+
+MODEL = "openai-chat:gpt-4o-mini"
+
+
+def weather(city: str) -> str:
+    """The weather in a city."""
+    return f"rain in {city}"
+
+
+def make_agents(model: str | None) -> dict[str, Agent[None, str]]:
+    return {
+        "talker": Agent(model, name="talker", instructions="Be short."),
+        "weatherman": Agent(model, name="weatherman", instructions="Be short.", tools=[weather]),
+    }
+
+
+talker, weatherman = make_agents(None).values()
+
+
+class Prompt(BaseModel):
+    message: str
+    agent: str = "talker"
+
+
+def create_app() -> FastAPI:
+    app, agents = FastAPI(), make_agents(MODEL)
+
+    @app.post("/prompt")
+    async def prompt(question: Prompt) -> dict[str, Any]:
+        result = await agents[question.agent].run(question.message)
+        return {"response": result.output}
+
+    @app.get("/livez")
+    async def livez() -> str:
+        return "yes"
+
+    return app
