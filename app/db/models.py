@@ -20,6 +20,7 @@ from sqlalchemy import (
     Numeric,
     String,
     Table,
+    Text,
     TypeDecorator,
     text,
 )
@@ -180,7 +181,66 @@ class Run(Base):
     model_ms: Mapped[float | None] = mapped_column(Double)
 
 
+class Conversation(Base):
+    """Where a conversation ends, and what belongs to the whole of it.
+
+    The owner is part of the key, so that no query can do without. It is no foreign key: the conversation store is
+    usable without our users, and a user's conversations are buried with the user (`db/conversations.py`).
+    """
+
+    __tablename__ = "conversations"
+    __table_args__ = (
+        Index(None, "owner", "updated_at", "id"),
+        Index(None, "owner", "tree_id"),
+        Index(None, "updated_at"),
+    )
+
+    owner: Mapped[str] = mapped_column(String(255), primary_key=True)
+    id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    tree_id: Mapped[str] = mapped_column(String(64))
+    """Shared by a conversation and its forks, which share their first messages."""
+    title: Mapped[str | None] = mapped_column(String(200))
+    head_id: Mapped[str | None] = mapped_column(String(64))
+    """The newest entry."""
+    length: Mapped[int]
+    """How many messages lead to the head."""
+    revision: Mapped[str] = mapped_column(String(64))
+    """Another one after every change of what was said."""
+    usage: Mapped[str] = mapped_column(Text)
+    deferred: Mapped[str | None] = mapped_column(Text)
+    """The tool calls that the conversation waits for, as Pydantic AI writes them."""
+    forked_from: Mapped[str | None] = mapped_column(String(255))
+    forked_at: Mapped[str | None] = mapped_column(String(64))
+    branches: Mapped[list[str]] = mapped_column(JSON)
+    """The last entries of the branches that were left, oldest first."""
+    busy_holder: Mapped[str | None] = mapped_column(String(64))
+    """The process that answers a prompt in it."""
+    busy_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ConversationEntry(Base):
+    """One message of a conversation, written once. Forks and branches point at entries instead of copying them."""
+
+    __tablename__ = "conversation_entries"
+    __table_args__ = (Index(None, "owner", "tree_id"),)
+
+    owner: Mapped[str] = mapped_column(String(255), primary_key=True)
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    tree_id: Mapped[str] = mapped_column(String(64))
+    parent_id: Mapped[str | None] = mapped_column(String(64))
+    position: Mapped[int]
+    """How many entries lead to this one."""
+    kind: Mapped[str] = mapped_column(String(32))
+    message: Mapped[str] = mapped_column(Text)
+    """JSON, as Pydantic AI writes it; never changed and seldom parsed."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 # The query modules work on tables: rows become frozen dataclasses, and no ORM object leaves the room.
 users = cast("Table", User.__table__)
 api_keys = cast("Table", ApiKey.__table__)
 runs = cast("Table", Run.__table__)
+conversations = cast("Table", Conversation.__table__)
+conversation_entries = cast("Table", ConversationEntry.__table__)
