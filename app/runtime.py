@@ -30,8 +30,9 @@ from app.db import schema
 from app.db.async_session import Database, open_database
 from app.db.users import create_first_admin
 from app.errors import MnemosineError
-from app.stores.board import Board
+from app.stores.local import LocalStore
 from app.stores.memory import MemoryStore
+from app.stores.protocol import SharedStore
 from app.stores.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Runtime:
     """The numbers of everybody; `metrics` is what this worker counts."""
     parts: dict[str, Callable[[], Mapping[str, Any]]]
     """What rooms of this worker say of themselves: `agent_pool` and `cache`, in the contract's words."""
+    store: SharedStore
+    """What all workers know together."""
     cache: CacheService
     limiter: RateLimiter
     agent_room: asyncio.Future[AgentRoom]
@@ -79,17 +82,6 @@ class Runtime:
     """Set when this worker is to end: it is not ready any more, what never ends by itself ends now."""
     last_call: asyncio.Event
     """Set some seconds before what still runs is cancelled: a stream of an answer ends with its `error` event now."""
-
-
-class _BoardGenerations:
-    """The generations of this machine."""
-
-    def __init__(self, board: Board) -> None:
-        self._board = board
-        self.generation = board.generation
-
-    async def bump(self, counter: str) -> int:
-        return self._board.bump(counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +151,11 @@ async def open_runtime(
         runs = RunLog(database, worker=f"{socket.gethostname()}:{os.getpid()}")
         stack.push_async_callback(runs.aclose)
         runs.start()
-        board = stack.enter_context(Board(settings.data_dir / "board"))
+        store = LocalStore(settings.data_dir / "shared", max_bytes=settings.cache_max_bytes)
+        stack.push_async_callback(store.aclose)
         cache = CacheService(
             MemoryStore(max_bytes=settings.cache_max_bytes),
-            _BoardGenerations(board),
+            store,
             enabled=settings.cache_enabled,
             ttl_s=settings.cache_ttl,
         )
@@ -171,16 +164,13 @@ async def open_runtime(
         stack.push_async_callback(key_uses.aclose)
         key_uses.start()
 
-        async def bump_credentials() -> int:
-            return board.bump("credentials")
-
         callers = Callers(
             database,
             passwords,
             tokens,
-            LoginLimits(),
-            generation=lambda: board.generation("credentials"),
-            bump=bump_credentials,
+            LoginLimits(store.take),
+            generation=lambda: store.generation("credentials"),
+            bump=lambda: store.bump("credentials"),
             on_key_used=key_uses.note,
         )
         stack.push_async_callback(callers.aclose)
@@ -211,8 +201,10 @@ async def open_runtime(
             metrics=metrics,
             totals=totals,
             parts=parts,
+            store=store,
             cache=cache,
             limiter=RateLimiter(
+                store.take,
                 requests_per_minute=settings.rate_limit_per_minute,
                 tokens_per_minute=settings.tokens_per_minute,
                 on_refusal=lambda group, limit: metrics.counter("limit_refusals", group, limit).add(),

@@ -9,13 +9,13 @@ from zlib import crc32
 
 from app.stores.protocol import Counter
 
-_PLACES: dict[Counter, int] = {"cache": 0, "credentials": 1, "agents": 2}
+_PLACES: dict[Counter, int] = {"cache": 0, "credentials": 1, "agents": 2, "shelf": 3}
 _SIZE = 4096
 _FIRST_SHARED = 16
 
 
 def place_of(counter: Counter) -> int:
-    """Where the number of `counter` stands; names beyond the three share the places that remain."""
+    """Where the number of `counter` stands; names beyond these share the places that remain."""
     place = _PLACES.get(counter)
     if place is None:
         place = _FIRST_SHARED + crc32(counter.encode()) % (_SIZE // 8 - _FIRST_SHARED)

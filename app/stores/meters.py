@@ -9,6 +9,16 @@ _SLACK = 1e-3
 """Of a step: a step has no exact length in binary, and the sum of `limit` of them must still fit into the window."""
 
 
+def judge(used_s: float, *, cost: int, limit: int, window_s: float, force: bool) -> Verdict:
+    """What a meter says that is as if never used in `used_s` seconds; where it allows, `reset_s` is its new state."""
+    step_s = window_s / limit
+    after_s = max(0.0, used_s + cost * step_s)
+    wait_s = after_s - window_s
+    if wait_s > step_s * _SLACK and cost > 0 and not force:
+        return Verdict(False, _left(used_s, window_s, step_s), wait_s, used_s)
+    return Verdict(True, _left(after_s, window_s, step_s), 0.0, after_s)
+
+
 class Meters:
     """One moment a key, for at most `capacity` keys; when there are more, those that ran full first are forgotten.
 
@@ -27,14 +37,11 @@ class Meters:
         A negative `cost` gives back, and is given back in any case.
         """
         now = self._clock()
-        step_s = window_s / limit
         used_s = max(0.0, self._full_at.get(key, now) - now)
-        after_s = max(0.0, used_s + cost * step_s)
-        wait_s = after_s - window_s
-        if wait_s > step_s * _SLACK and cost > 0 and not force:
-            return Verdict(False, _left(used_s, window_s, step_s), wait_s, used_s)
-        self._set(key, now, after_s)
-        return Verdict(True, _left(after_s, window_s, step_s), 0.0, after_s)
+        verdict = judge(used_s, cost=cost, limit=limit, window_s=window_s, force=force)
+        if verdict.allowed:
+            self._set(key, now, verdict.reset_s)
+        return verdict
 
     def set(self, key: bytes, reset_s: float) -> None:
         """Make the meter one that is as if never used in `reset_s` seconds."""

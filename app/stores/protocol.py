@@ -21,6 +21,18 @@ class Verdict:
     """Seconds until the meter is as if never used."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoreNumbers:
+    """How a store does, as this process sees it; the numbers only grow."""
+
+    state: Literal["up", "down"]
+    calls: int
+    failures: int
+    """Calls that ended in `StoreUnavailable` after the store was asked."""
+    refused: int
+    """Calls that ended in it at once, since the store is known to be away."""
+
+
 class SharedStore(Protocol):
     """Entries, leases, meters, generations and posts; two homes: `local` (one machine) and `redis` (all replicas).
 
@@ -58,7 +70,8 @@ class SharedStore(Protocol):
         """Take `cost` from a meter that holds `limit` and refills in `window_s` seconds, if that much is there.
 
         Atomic: of N concurrent calls with cost 1 on a fresh meter exactly `limit` are allowed. A refused call takes
-        nothing. `force` takes in any case, into debt (the true cost of what was allowed before). GCRA
+        nothing. `force` takes in any case, into debt (the true cost of what was allowed before); a negative `cost`
+        gives back, down to a meter that is as if never used. `limit` and `window_s` are more than 0. GCRA
         (ITU-T I.371): one timestamp a key; it has no window edges and runs on a clock that nobody sets.
         """
         ...
@@ -84,6 +97,10 @@ class SharedStore(Protocol):
 
     async def ping(self) -> None:
         """Return if the store answers."""
+        ...
+
+    def numbers(self) -> StoreNumbers:
+        """How the store does, without asking it."""
         ...
 
     async def aclose(self) -> None:

@@ -116,7 +116,7 @@ async def test_clearing_reaches_this_worker_and_a_clear_elsewhere_does_too(cache
     cleared = await cached.client.post("/api/v1/performance/cache/clear")
     assert cleared.json() == {"cleared": 1}
     assert (await cached.prompt("nonce:C")).headers["x-cache"] == "MISS"
-    with Board(cached.runtime.settings.data_dir / "board") as other_worker:
+    with Board(cached.runtime.settings.data_dir / "shared" / "board") as other_worker:
         other_worker.bump("cache")
     assert (await cached.prompt("nonce:C")).headers["x-cache"] == "MISS"
 

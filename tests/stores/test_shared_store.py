@@ -1,0 +1,288 @@
+"""What every shared store promises, tried on both homes: the files of one machine, and a real Redis."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from app.stores.local import LocalStore
+from app.stores.protocol import SharedStore
+
+ROOT = Path(__file__).parents[2]
+Open = Callable[[], SharedStore]
+
+
+@pytest.fixture(params=["local"])
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    """A function that opens one more store on the same data, as another process would."""
+    return lambda: LocalStore(tmp_path / "shared")
+
+
+@pytest.fixture
+async def store(open_store: Open) -> AsyncIterator[SharedStore]:
+    opened = open_store()
+    await until_known(opened)
+    yield opened
+    await opened.aclose()
+
+
+async def until_known(store: SharedStore) -> None:
+    await until(lambda: store.generation("cache") is not None)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    deadline = monotonic() + 10
+    while not true():
+        assert monotonic() < deadline, "it never came"
+        await asyncio.sleep(0.005)
+
+
+async def until_gone(store: SharedStore, key: bytes) -> None:
+    deadline = monotonic() + 10
+    while await store.get(key) is not None:
+        assert monotonic() < deadline, "it never expired"
+        await asyncio.sleep(0.005)
+
+
+# Entries
+
+
+async def test_an_entry_is_seen_by_everybody_until_it_is_deleted(store: SharedStore, open_store: Open) -> None:
+    other = open_store()
+    assert await store.get(b"k") is None
+    await store.put(b"k", b"\x00\xff value", ttl_s=60)
+    assert await other.get(b"k") == b"\x00\xff value"
+    await other.put(b"k", b"newer", ttl_s=60)
+    assert await store.get(b"k") == b"newer"
+    await store.delete(b"k")
+    await store.delete(b"k")
+    assert await other.get(b"k") is None
+    await other.aclose()
+
+
+async def test_an_entry_expires(store: SharedStore) -> None:
+    await store.put(b"short", b"v", ttl_s=0.05)
+    await store.put(b"long", b"v", ttl_s=60)
+    await until_gone(store, b"short")
+    assert await store.get(b"long") == b"v"
+
+
+async def test_entries_outlive_whoever_stored_them(open_store: Open) -> None:
+    first = open_store()
+    await first.put(b"k", b"v", ttl_s=60)
+    await first.aclose()
+    second = open_store()
+    assert await second.get(b"k") == b"v"
+    await second.aclose()
+
+
+async def test_many_puts_and_gets_at_once_never_mix(store: SharedStore) -> None:
+    async def one(number: int) -> None:
+        key = b"key %d" % number
+        await store.put(key, b"value %d" % number * 50, ttl_s=60)
+        assert await store.get(key) == b"value %d" % number * 50
+
+    await asyncio.gather(*(one(number) for number in range(300)))
+
+
+async def test_cancelled_calls_leave_nothing_to_others(store: SharedStore) -> None:
+    for number in range(20):
+        await store.put(b"%d" % number, b"value of %d" % number, ttl_s=60)
+    answered = 0
+    for round_ in range(40):
+        asking = [asyncio.create_task(store.get(b"%d" % number)) for number in range(20)]
+        for _ in range(round_ % 7):
+            await asyncio.sleep(0)
+        for number in range(0, 20, 2):
+            asking[number].cancel()
+        again = [asyncio.create_task(store.get(b"%d" % number)) for number in range(20)]
+        for number, told in enumerate(await asyncio.gather(*asking, return_exceptions=True)):
+            assert isinstance(told, asyncio.CancelledError) or told == b"value of %d" % number
+        for number, told in enumerate(await asyncio.gather(*again)):
+            assert told == b"value of %d" % number
+            answered += 1
+    assert answered == 800
+
+
+# Leases
+
+
+async def test_of_fifty_who_claim_one_gets_it(store: SharedStore, open_store: Open) -> None:
+    other = open_store()
+    claims = [(store, other)[number % 2].claim(b"lease", f"owner {number}", ttl_s=60) for number in range(50)]
+    assert sum(await asyncio.gather(*claims)) == 1
+    await other.aclose()
+
+
+async def test_a_lease_is_renewed_and_given_back_by_its_owner_alone(store: SharedStore) -> None:
+    assert await store.claim(b"lease", "ann", ttl_s=60)
+    assert await store.claim(b"lease", "ann", ttl_s=60)
+    assert not await store.claim(b"lease", "bob", ttl_s=60)
+    await store.release(b"lease", "bob")
+    assert not await store.claim(b"lease", "bob", ttl_s=60)
+    await store.release(b"lease", "ann")
+    assert await store.claim(b"lease", "bob", ttl_s=60)
+    assert await store.claim(b"another", "ann", ttl_s=60)
+
+
+async def test_a_lease_ends_by_itself(store: SharedStore) -> None:
+    assert await store.claim(b"lease", "ann", ttl_s=0.05)
+    deadline = monotonic() + 10
+    while not await store.claim(b"lease", "bob", ttl_s=60):
+        assert monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+# Meters
+
+
+async def test_of_400_at_once_exactly_100_are_allowed(store: SharedStore, open_store: Open) -> None:
+    other = open_store()
+    takes = [(store, other)[number % 2].take(b"m", limit=100, window_s=3600) for number in range(400)]
+    verdicts = await asyncio.gather(*takes)
+    assert sum(verdict.allowed for verdict in verdicts) == 100
+    refused = [verdict for verdict in verdicts if not verdict.allowed]
+    assert {verdict.remaining for verdict in refused} == {0}
+    assert all(30 < verdict.retry_after_s <= 36.001 and 3500 < verdict.reset_s <= 3600.001 for verdict in refused)
+    assert (await other.take(b"another", limit=100, window_s=3600)).remaining == 99
+    await other.aclose()
+
+
+TAKE_200_TIMES = """
+import asyncio, sys
+from tests.stores.test_shared_store import open_by_name
+
+async def main():
+    store = open_by_name(sys.argv[1])
+    sys.stdout.write("ready\\n"); sys.stdout.flush(); sys.stdin.readline()
+    verdicts = await asyncio.gather(*(store.take(b"m", limit=100, window_s=3600) for _ in range(200)))
+    print(sum(verdict.allowed for verdict in verdicts))
+    await store.aclose()
+
+asyncio.run(main())
+"""
+
+
+def start(program: str, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def open_by_name(name: str) -> SharedStore:
+    return LocalStore(Path(name))
+
+
+async def test_two_processes_take_exactly_what_there_is(open_store: Open, tmp_path: Path) -> None:
+    workers = [start(TAKE_200_TIMES, str(tmp_path / "shared")) for _ in range(2)]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    told = [int(worker.communicate(timeout=30)[0]) for worker in workers]
+    assert sum(told) == 100
+
+
+async def test_a_forced_take_goes_into_debt_and_a_negative_one_gives_back(store: SharedStore) -> None:
+    assert (await store.take(b"m", cost=90, limit=100, window_s=3600)).remaining == 10
+    refused = await store.take(b"m", cost=20, limit=100, window_s=3600)
+    assert (refused.allowed, refused.remaining) == (False, 10)
+    assert refused.retry_after_s == pytest.approx(360, abs=5)
+    forced = await store.take(b"m", cost=60, limit=100, window_s=3600, force=True)
+    assert (forced.allowed, forced.remaining) == (True, 0)
+    assert forced.reset_s == pytest.approx(5400, abs=5)
+    assert (await store.take(b"m", limit=100, window_s=3600)).retry_after_s == pytest.approx(1836, abs=5)
+    assert (await store.take(b"m", cost=-60, limit=100, window_s=3600)).remaining == 10
+    assert (await store.take(b"m", cost=-1000, limit=100, window_s=3600)).remaining == 100
+    assert (await store.take(b"m", cost=100, limit=100, window_s=3600)).allowed
+
+
+async def test_a_meter_refills(store: SharedStore) -> None:
+    assert (await store.take(b"m", cost=10, limit=10, window_s=0.5)).allowed
+    deadline = monotonic() + 10
+    while not (await store.take(b"m", limit=10, window_s=0.5)).allowed:
+        assert monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+# Generations
+
+
+async def test_a_bump_is_known_to_all_when_it_returns(store: SharedStore, open_store: Open) -> None:
+    other = open_store()
+    await until_known(other)
+    for counter in ("cache", "credentials", "agents", "cache:an agent"):
+        before = other.generation(counter)
+        assert store.generation(counter) == before
+        number = await store.bump(counter)
+        assert number == store.generation(counter)
+        # What is not known is not trusted; both are as good.
+        assert other.generation(counter) in (number, None)
+        assert number != before
+    await other.aclose()
+
+
+async def test_a_generation_counts_alone(store: SharedStore) -> None:
+    before = store.generation("credentials")
+    await store.bump("cache")
+    await until_known(store)
+    assert store.generation("credentials") == before
+
+
+# Posts
+
+
+async def test_posts_are_what_members_say_now(store: SharedStore, open_store: Open) -> None:
+    other = open_store()
+    assert await store.posts("numbers") == {}
+    await store.post("numbers", "worker 1", b"one", ttl_s=60)
+    await other.post("numbers", "worker 2", b"two", ttl_s=60)
+    await other.post("something else", "worker 3", b"three", ttl_s=60)
+    await store.post("numbers", "worker 1", b"newer", ttl_s=60)
+    await store.post("numbers", "worker 4", b"short", ttl_s=0.05)
+    deadline = monotonic() + 10
+    while len(told := await store.posts("numbers")) > 2:
+        assert monotonic() < deadline
+        await asyncio.sleep(0.005)
+    assert told == {"worker 1": b"newer", "worker 2": b"two"}
+    await other.aclose()
+
+
+# Life
+
+
+async def test_opening_and_closing_fifty_times_leaks_no_file(open_store: Open) -> None:
+    async def once() -> None:
+        store = open_store()
+        await until_known(store)
+        await store.put(b"k", b"v", ttl_s=60)
+        await store.take(b"m", limit=10, window_s=60)
+        await store.claim(b"l", "o", ttl_s=60)
+        await store.ping()
+        await store.aclose()
+
+    await once()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        await once()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_it_counts_what_it_is_asked(store: SharedStore) -> None:
+    await store.get(b"k")
+    numbers = store.numbers()
+    assert numbers.state == "up"
+    assert numbers.calls >= 1
+    assert (numbers.failures, numbers.refused) == (0, 0)
