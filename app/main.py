@@ -25,6 +25,7 @@ from app.api.v1 import (
     health_detailed,
     performance,
     prometheus,
+    requests,
     response_cache,
     users,
 )
@@ -55,6 +56,8 @@ def create_app(settings: Settings) -> FrontDoor:
         openapi_url="/openapi.json" if public else None,
         docs_url="/docs" if public else None,
         redoc_url=None,
+        # The front door opens the span of a request, so that it covers everything and costs nothing where it is off.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     for router in (
         health.router,
@@ -66,6 +69,7 @@ def create_app(settings: Settings) -> FrontDoor:
         performance.router,
         health_detailed.router,
         prometheus.router,
+        requests.router,
         response_cache.router,
     ):
         api.include_router(router)

@@ -14,6 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from app import __version__, tracing
 from app.config import Settings
 from app.core.accounts import Accounts
 from app.core.api_keys import KeyUses
@@ -137,6 +138,7 @@ async def open_runtime(
     metrics = metrics or Metrics()
     parts: dict[str, Callable[[], Mapping[str, Any]]] = {"agent_pool": dict, "cache": dict}
     async with AsyncExitStack() as stack:
+        stack.enter_context(tracing.open_tracing(__version__))
         database = await stack.enter_async_context(
             open_database(
                 settings.database_url,
@@ -243,6 +245,10 @@ async def _open_agent_room(
     stack: AsyncExitStack,
 ) -> AgentRoom:
     await asyncio.to_thread(import_module, "app.core.prompt_service")
+    if tracing.is_on():
+        from app.core.agent_spans import trace_agents
+
+        stack.callback(trace_agents())
     from app.core.agent_pool import AgentPool
     from app.core.models import Models
     from app.core.prompt_service import PromptService

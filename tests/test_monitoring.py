@@ -1,5 +1,6 @@
 """What is written for Prometheus names only series that are exported, and every series has its line of reference."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,14 @@ def test_alerts_name_only_series_that_exist() -> None:
     expressions = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
     assert len(expressions) >= 5
     assert unknown_series(" ".join(expressions)) == set()
+
+
+def test_the_dashboard_of_grafana_names_only_series_that_exist() -> None:
+    dashboard: Any = json.loads((ROOT / "deploy" / "grafana.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(expressions) >= 25
+    assert unknown_series(" ".join(expressions)) == set()
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
 def test_an_unknown_series_would_be_found() -> None:

@@ -14,13 +14,14 @@ APP = ROOT / "app"
 # A room may import the rooms that its line names, and itself. The order is that of ARCHITECTURE.md.
 MAY_IMPORT = {
     "main": {"api", "runtime", "config", "logs", "errors", "stores"},
-    "api": {"runtime", "core", "config", "logs", "errors"},
-    "runtime": {"config", "core", "stores", "db", "logs", "errors"},
-    "core": {"stores", "db", "logs", "errors"},
+    "api": {"runtime", "core", "config", "logs", "tracing", "errors"},
+    "runtime": {"config", "core", "stores", "db", "logs", "tracing", "errors"},
+    "core": {"stores", "db", "logs", "tracing", "errors"},
     "stores": {"errors"},
-    "db": {"errors"},
+    "db": {"tracing", "errors"},
     "config": {"logs", "errors"},
     "logs": set[str](),
+    "tracing": {"errors"},
     "errors": set[str](),
 }
 # Where foreign libraries may be imported. `cli`, `server` and `bench` are outside: they start the house.
@@ -31,6 +32,7 @@ HOME_OF = {
     "sqlalchemy": {"db"},
     "alembic": {"db"},
     "redis": {"stores"},
+    "opentelemetry": {"tracing"},
 }
 ENTRANCES = {"cli", "server", "__main__", "bench"}
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import tracing
 from app.api.admission import Admission
 from app.api.limits import limit_headers
 from app.api.problems import internal_error, problem
 from app.api.visit import Visit, open_visit
 from app.core.metrics import Metrics
+from app.core.story import current
 from app.errors import InvalidRequest, MnemosineError, PayloadTooLarge, Unavailable, UnsupportedMedia
 from app.logs import request_id
 
@@ -66,8 +68,20 @@ class FrontDoor:
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
         visit = open_visit(scope, headers.get(b"x-request-id"))
+        if not tracing.is_on():
+            await self._serve(scope, receive, _Reply(visit, send), visit, headers)
+            return
+        with tracing.request_span(scope["method"], scope["path"], scope["headers"]) as span:
+            span.set_attribute("mnemosine.request_id", visit.request_id)
+            reply = _Reply(visit, send)
+            await self._serve(scope, receive, reply, visit, headers)
+            tracing.end_request_span(span, _route_of(scope), reply.status)
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, reply: "_Reply", visit: Visit, headers: dict[bytes, bytes]
+    ) -> None:
         token = request_id.set(visit.request_id)
-        reply = _Reply(visit, send)
+        story = current.set(visit.story)
         self.metrics.in_flight += 1
         try:
             body = _Body(receive, headers, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
@@ -87,20 +101,29 @@ class FrontDoor:
             await reply.last_resort(problem(scope, internal_error()), scope, receive)
         finally:
             request_id.reset(token)
+            current.reset(story)
             self.metrics.in_flight -= 1
             self._count(scope, visit, reply.status)
             if _access.isEnabledFor(logging.INFO):
                 _access.info("%s %s %s %.1f ms", scope["method"], scope["path"], reply.status or "-", visit.elapsed_ms)
 
     def _count(self, scope: Scope, visit: Visit, status: int) -> None:
-        # By the template of the route: paths and methods that a client invents must not become series.
-        route = scope.get("route")
-        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-        name = f"{method} {route.path}" if route is not None else "unmatched"
+        name = _route_of(scope)
+        elapsed_ms = visit.elapsed_ms
         model_ms = visit.stages_ms.get("model")
         # A failure may have come before, in or after the model; nobody knows how long that took.
         model_s = None if model_ms is None and status >= 500 else (model_ms or 0.0) / 1000
-        self.metrics.record_request(name, status, visit.elapsed_ms / 1000, model_s, request_id=visit.request_id)
+        self.metrics.record_request(name, status, elapsed_ms / 1000, model_s, request_id=visit.request_id)
+        # What nobody signed in for and what went well is not worth a place: health checks, pages.
+        if visit.story.caller_id is not None or status >= 500 or not status:
+            self.metrics.stories.add(visit.request_id, name, status, visit.started, elapsed_ms / 1000, visit.story)
+
+
+def _route_of(scope: Scope) -> str:
+    # By the template of the route: paths and methods that a client invents must not become series.
+    route = scope.get("route")
+    method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+    return f"{method} {route.path}" if route is not None else "unmatched"
 
 
 class _Reply:

@@ -9,6 +9,7 @@ from app.core.run import Caller
 
 async def admit(limiter: RateLimiter, visit: Visit, caller: Caller, group: Group) -> None:
     """Count this request of `caller`. Raises `LimitExceeded`; the headers go out either way."""
+    visit.story.caller_id = caller.id
     allowance = visit.allowance = await limiter.admit(caller, group)
     if allowance is not None and not allowance.allowed:
         raise allowance.refusal()

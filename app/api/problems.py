@@ -75,7 +75,8 @@ def internal_error() -> MnemosineError:
 
 def problem(scope: Mapping[str, Any], error: MnemosineError, *, headers: Mapping[str, str] | None = None) -> Response:
     """`error` as a response for the request of `scope`, with the headers that help the caller."""
-    request_id = visit_of(scope).request_id
+    visit = visit_of(scope)
+    visit.story.error = error.code
     sent = dict(headers or {})
     if error.retry_after_s is not None:
         sent["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
@@ -88,7 +89,7 @@ def problem(scope: Mapping[str, Any], error: MnemosineError, *, headers: Mapping
     if str(scope.get("path", "")).startswith("/v1/"):
         body, media_type = _openai_shape(error), "application/json"
     else:
-        body, media_type = _problem_shape(error, request_id), "application/problem+json"
+        body, media_type = _problem_shape(error, visit.request_id), "application/problem+json"
     return Response(to_json(body), error.status, headers=sent, media_type=media_type)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from app.core.rate_limiter import Allowance
+from app.core.story import Story
 
 _SCOPE_KEY = "mnemosine.visit"
 _SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
@@ -22,6 +23,8 @@ class Visit:
     stages_ms: dict[str, float] = field(default_factory=dict[str, float])
     allowance: Allowance | None = None
     """What the limits say of this request; its headers go out with every answer."""
+
+    story: Story = field(default_factory=Story)
 
     @property
     def elapsed_ms(self) -> float:

@@ -12,6 +12,8 @@ from time import time
 from typing import Any, Literal
 from uuid import uuid4
 
+from app.core.story import Stories
+
 RELATIVE_ERROR = 0.005
 """A percentile is this close to the true one, or closer: half of the one per cent that is promised."""
 
@@ -289,6 +291,7 @@ class Metrics:
         self.founder = uuid4().hex
         """The same in all processes that were forked after this was made."""
         self.in_flight = 0
+        self.stories = Stories(clock=clock)
         self._clock = clock
         self._max_series = max_series
         self._counters: dict[Key, Counter] = {}
@@ -342,20 +345,22 @@ class Metrics:
         input_tokens: int = 0,
         output_tokens: int = 0,
         cost_usd: float | None = None,
+        retries: int = 0,
+        first_token_s: float | None = None,
     ) -> None:
-        """Count one run of a model, however it ended."""
+        """Count one run of a model, however it ended; `first_token_s` is known of streamed runs only."""
         self.counter("model_calls", provider, model, outcome).add()
         self.histogram("model_seconds", provider, model).record(seconds)
         if input_tokens:
             self.counter("model_tokens", provider, model, "input").add(input_tokens)
         if output_tokens:
             self.counter("model_tokens", provider, model, "output").add(output_tokens)
+        if retries:
+            self.counter("model_retries", provider, model).add(retries)
+        if first_token_s is not None:
+            self.histogram("first_token_seconds", provider, model).record(first_token_s)
         if cost_usd:
             self.counter("model_cost_usd", provider, model).add(cost_usd)
-
-    def record_first_token(self, provider: str, model: str, seconds: float) -> None:
-        """Count how long a streamed run took until its first text."""
-        self.histogram("first_token_seconds", provider, model).record(seconds)
 
     def record_slot(self, slot: str, waited_s: float, refused: bool) -> None:
         """Count one run that had to wait for its turn."""

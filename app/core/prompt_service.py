@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from time import monotonic, perf_counter
 from typing import Any
 
+from app import tracing
 from app.core.agent_pool import AgentPool, PooledAgent
 from app.core.agent_run import Outcome, run_agent
 from app.core.agents import AgentDefinition, Agents
@@ -16,8 +18,10 @@ from app.core.cache_service import CacheService, Run, Telling
 from app.core.flights import Tell
 from app.core.models import Models, provider_error, provider_of
 from app.core.provider_guard import attempts, deadline_at
-from app.core.run import Answer, Attempt, CacheMode, Caller, Question, RunEvent, Started, new_run_id
+from app.core.run import Answer, Attempt, CacheMode, Caller, Question, RunEvent, Started, TextDelta, new_run_id
 from app.core.run_log import Recording, RunLog
+from app.core.story import current
+from app.core.story import tell as note_step
 from app.errors import FieldFault, InvalidFields, MnemosineError, ProviderTimeout
 
 
@@ -64,9 +68,12 @@ class PromptService:
             model=asked.model_name,
             conversation_id=question.conversation_id,
         ) as record:
-            answer = await self._cache.get_or_run(asked.key, asked.run, **asked.cache_options)
+            with tracing.span("mnemosine.cache", gen_ai__agent__name=asked.definition.name) as span:
+                answer = await self._cache.get_or_run(asked.key, asked.run, **asked.cache_options)
+                span.set_attribute("mnemosine.cache.state", answer.cache)
             answer = asked.ours(answer)
             record.answered(answer)
+            asked.tell_end(answer)
             return answer
 
     @asynccontextmanager
@@ -98,6 +105,7 @@ class PromptService:
             if isinstance(event, Answer):
                 event = asked.ours(event)
                 record.answered(event)
+                asked.tell_end(event)
             yield event
 
     def _asked(self, caller: Caller, question: Question) -> "_Asked":
@@ -106,10 +114,19 @@ class PromptService:
         chain = (model_name, *definition.fallbacks) if model_name == definition.model else (model_name,)
         endpoints = [self._endpoint(definition, name) for name in chain]
         run_id = new_run_id()
+        began = perf_counter()
+        story = current.get()
+        if story is not None:
+            story.agent, story.model = definition.name, model_name
 
         async def run(tell: Tell | None) -> Answer:
             # Leased by the run, not by the caller: whoever shares the run may leave before it ends.
-            async with self._pool.lease(definition, model_name=model_name) as entry:
+            note_step("cache", began)
+            asked = perf_counter()
+            async with AsyncExitStack() as stack:
+                with tracing.span("mnemosine.agent_pool", gen_ai__agent__name=definition.name):
+                    entry = await stack.enter_async_context(self._pool.lease(definition, model_name=model_name))
+                note_step("agent pool", asked)
                 return await self._run(run_id, entry, caller, question, tell)
 
         return _Asked(
@@ -119,6 +136,7 @@ class PromptService:
             question=question,
             key=key_of(caller, definition, endpoints, question),
             run=run,
+            began=began,
         )
 
     def _endpoint(self, definition: AgentDefinition, name: str) -> str:
@@ -137,10 +155,22 @@ class PromptService:
         started = perf_counter()
         tried: list[Attempt] = []
         attempts.set(tried)
+        story = current.get()
+        if story is not None:
+            story.attempts = tried
         counted: dict[str, Any] = {"outcome": "error"}
+        first_token_s: float | None = None
+
+        def tell_and_time(event: RunEvent) -> None:
+            nonlocal first_token_s
+            if first_token_s is None and isinstance(event, TextDelta):
+                first_token_s = perf_counter() - started
+            assert tell is not None
+            tell(event)
+
         answered_by = entry.model_name
         try:
-            outcome = await self._ask(run_id, entry, caller, question, provider, tell)
+            outcome = await self._ask(run_id, entry, caller, question, provider, tell and tell_and_time)
             answered_by = next((one.model for one in reversed(tried) if one.outcome == "ok"), entry.model_name)
             counted = {
                 "outcome": "ok",
@@ -152,7 +182,9 @@ class PromptService:
             counted = {"outcome": "cancelled"}
             raise
         finally:
+            note_step("model", started)
             if self._on_model_call is not None:
+                counted |= {"retries": _retries(tried), "first_token_s": first_token_s}
                 self._on_model_call(provider, answered_by, seconds=perf_counter() - started, **counted)
         return Answer(
             id=run_id,
@@ -201,6 +233,11 @@ class PromptService:
         return wanted
 
 
+def _retries(tried: list[Attempt]) -> int:
+    """How many requests went to the model that the one before had failed on; a fallback is no retry."""
+    return sum(one.model == before.model and before.outcome != "ok" for before, one in pairwise(tried))
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """One question on its way: which agent and model are meant, what its answer is called, how to run it."""
@@ -211,6 +248,8 @@ class _Asked:
     question: Question
     key: CacheKey
     run: Run
+    began: float
+    """On the `perf_counter` clock."""
 
     @property
     def cache_options(self) -> dict[str, Any]:
@@ -223,6 +262,16 @@ class _Asked:
             "ttl_s": ttl_of(self.definition, self.question),
             "alone": not may_be_shared_in_flight(self.definition),
         }
+
+    def tell_end(self, answer: Answer) -> None:
+        """Tell the story of this request where its answer came from."""
+        story = current.get()
+        if story is not None:
+            if answer.cache == "HIT":
+                story.step("cache", self.began)
+            elif answer.cache == "COALESCED":
+                story.step("run of another request", self.began)
+            story.end(answer)
 
     def ours(self, answer: Answer) -> Answer:
         """The answer as this caller's: its own id where it was somebody else's run, its own conversation."""

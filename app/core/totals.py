@@ -16,6 +16,7 @@ from pydantic_core import from_json, to_json
 
 from app.core.metrics import WINDOWS_S, Example, Metrics, Snapshot, Window, merge
 from app.core.parts import Part, PartName, growing, merged
+from app.core.story import Told, read, written
 from app.core.vitals import Vitals, read_vitals
 from app.errors import StoreUnavailable
 from app.stores.protocol import SharedStore
@@ -41,6 +42,8 @@ _POST_EVERY_S = 1.0
 _POST_TTL_S = 6.0
 _VITALS_EVERY_S = 2.0
 _TOPIC = "numbers"
+_STORIES_SHARED = 20
+_STORY_TTL_S = 900.0
 
 
 @dataclass(slots=True)
@@ -53,18 +56,20 @@ class Report:
     levels: dict[str, float]
     parts: dict[str, dict[str, Any]]
     examples: dict[str, dict[int, Example]] = field(default_factory=dict[str, dict[int, Example]])
+    slowest: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The stories of its slowest requests of the last hour."""
 
     def encode(self) -> bytes:
         """Bytes that `decode` reads."""
-        beside = [self.pid, self.uptime_s, self.levels, self.parts, self.examples]
+        beside = [self.pid, self.uptime_s, self.levels, self.parts, self.examples, self.slowest]
         return _packed({"beside": beside, "counted": self.counted.plain()})
 
     @classmethod
     def decode(cls, data: bytes) -> "Report":
         """The report that `encode` wrote. Raises `ValueError` for anything else."""
         read = _unpacked(data)
-        pid, uptime_s, levels, parts, examples = read["beside"]
-        return cls(pid, uptime_s, Snapshot.of_plain(read["counted"]), levels, parts, _examples(examples))
+        pid, uptime_s, levels, parts, examples, slowest = read["beside"]
+        return cls(pid, uptime_s, Snapshot.of_plain(read["counted"]), levels, parts, _examples(examples), slowest)
 
 
 @dataclass(slots=True)
@@ -100,6 +105,11 @@ class Picture:
                         known[place] = example
         return found
 
+    def slowest(self) -> list[dict[str, Any]]:
+        """The stories of the slowest requests of the last hour, the slowest first."""
+        found = [story for worker in self.workers for story in worker.slowest]
+        return sorted(found, key=lambda story: -story["duration_ms"])[:20]
+
     def plus(self, other: "Picture") -> "Picture":
         """Both together."""
         windows: dict[Window, tuple[Snapshot, float]] = {}
@@ -119,7 +129,10 @@ class Picture:
         """Bytes that `decode` reads."""
         return _packed(
             {
-                "workers": [[worker.pid, worker.uptime_s, worker.levels, worker.parts] for worker in self.workers],
+                "workers": [
+                    [worker.pid, worker.uptime_s, worker.levels, worker.parts, worker.slowest]
+                    for worker in self.workers
+                ],
                 "total": self.total.plain(),
                 "windows": {name: [counted.plain(), seconds] for name, (counted, seconds) in self.windows.items()},
                 "started_at": self.started_at,
@@ -131,7 +144,10 @@ class Picture:
         """The picture that `encode` wrote. Raises `ValueError` for anything else."""
         read = _unpacked(data)
         return cls(
-            [Report(pid, uptime_s, Snapshot(), levels, parts) for pid, uptime_s, levels, parts in read["workers"]],
+            [
+                Report(pid, uptime_s, Snapshot(), levels, parts, slowest=slowest)
+                for pid, uptime_s, levels, parts, slowest in read["workers"]
+            ],
             Snapshot.of_plain(read["total"]),
             {name: (Snapshot.of_plain(counted), seconds) for name, (counted, seconds) in read["windows"].items()},
             read["started_at"],
@@ -237,7 +253,8 @@ class Totals:
     async def report(self) -> None:
         """Show this worker's numbers, and do what is due for all of them. Raises what the scoreboard raises."""
         own = self._own()
-        if await asyncio.to_thread(self._say, own):
+        fresh = self._metrics.stories.take_unshown()
+        if await asyncio.to_thread(self._say, own, fresh):
             heard = await self._fresh()
             await asyncio.to_thread(self._note, self._machine(heard), heard)
         if self._shared is None:
@@ -246,6 +263,21 @@ class Totals:
             packed = await asyncio.to_thread(self._machine(await self._fresh()).encode)
             with suppress(StoreUnavailable):
                 await self._shared.post(_TOPIC, self.scoreboard.machine, packed, ttl_s=_POST_TTL_S)
+        # Other replicas know of what was worth a look: not of every hit.
+        for told in [told for told in fresh if told.is_remarkable][-_STORIES_SHARED:]:
+            with suppress(StoreUnavailable):
+                await self._shared.put(_story_key(told.request_id), written(told, os.getpid()), ttl_s=_STORY_TTL_S)
+
+    async def story(self, request_id: str) -> dict[str, Any] | None:
+        """What happened to a recent request, whichever worker of this machine, or replica, answered it."""
+        told = self._metrics.stories.find(request_id)
+        if told is not None:
+            return told.plain(os.getpid())
+        shown = await asyncio.to_thread(self.scoreboard.find, request_id)
+        if shown is None and self._shared is not None:
+            with suppress(StoreUnavailable):
+                shown = await self._shared.get(_story_key(request_id))
+        return read(shown) if shown is not None else None
 
     async def _report_for_ever(self) -> None:
         while True:
@@ -269,7 +301,9 @@ class Totals:
         if self.vitals is not None:
             levels["process_resident_bytes"] = self.vitals.rss_bytes
             levels["process_open_files"] = self.vitals.open_files
-        return Report(os.getpid(), self._clock() - self._born, counted, levels, parts, self._metrics.examples())
+        pid = os.getpid()
+        slowest = [told.plain(pid) for told in self._metrics.stories.slowest()]
+        return Report(pid, self._clock() - self._born, counted, levels, parts, self._metrics.examples(), slowest)
 
     def _machine(self, heard: _Heard) -> Picture:
         own = self._own()
@@ -301,12 +335,13 @@ class Totals:
 
     # What follows blocks, and runs in threads.
 
-    def _say(self, own: Report) -> bool:
+    def _say(self, own: Report, fresh: list[Told]) -> bool:
         """Show the report; `True` where it is this worker's turn to note the sum down."""
         if monotonic() - self._vitals_at >= _VITALS_EVERY_S:
             self._vitals_at = monotonic()
             self.vitals = read_vitals(self._data_dir)
         self.scoreboard.say(own.encode())
+        self.scoreboard.keep((told.request_id, written(told, own.pid)) for told in fresh)
         self.scoreboard.fold_dead()
         return self.scoreboard.take_turn("note", every_s=NOTE_EVERY_S)
 
@@ -360,6 +395,10 @@ def _decoded(said: Mapping[str, bytes]) -> dict[str, Picture]:
         except ValueError:
             _log.warning("the replica %s speaks another version; its numbers are left out", machine)
     return pictures
+
+
+def _story_key(request_id: str) -> bytes:
+    return b"story:" + request_id.encode()
 
 
 def _examples(plain: dict[str, dict[str, tuple[str, float, float]]]) -> dict[str, dict[int, Example]]:

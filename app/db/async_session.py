@@ -13,6 +13,7 @@ from sqlalchemy import URL, Connection, ExceptionContext, event, exc, make_url, 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
+from app import tracing
 from app.errors import BadConfiguration, DatabaseUnavailable
 
 Backend = Literal["sqlite", "postgresql"]
@@ -260,6 +261,9 @@ class Database:
     async def _transaction(self, *, writes: bool, commits: bool) -> AsyncGenerator[AsyncSession]:
         try:
             async with AsyncExitStack() as stack:
+                if tracing.is_on():
+                    name = "mnemosine.database.write" if writes else "mnemosine.database.read"
+                    stack.enter_context(tracing.span(name, db__system__name=self.backend))
                 asked = perf_counter()
                 try:
                     if self._turn is not None and (writes or self._shared):

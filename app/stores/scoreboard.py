@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ Merge = Callable[[Iterable[bytes]], bytes]
 
 _HEADER = struct.Struct("<QII")
 _PLACE_BYTES = 4 * 1024 * 1024
+_RECORD = struct.Struct("<II")
+_RECORD_BYTES = 4096
+_RECORDS = 512
 _BUSY_S = 2.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -80,15 +83,14 @@ class Scoreboard:
         self._written = 0
         self._lock = threading.Lock()
         self._database = _open_database(folder / "history.db")
-        self._file = -1
+        self._file = self._records = -1
+        self._kept = 0
         try:
             with self._transaction():
                 dead = self._enter(founder)
             _remove(dead)
         except BaseException:
-            self._database.close()
-            if self._file >= 0:
-                os.close(self._file)
+            self._close_files()
             raise
 
     def say(self, report: bytes) -> None:
@@ -100,6 +102,31 @@ class Scoreboard:
             place = (self._written & 1) * _PLACE_BYTES
             os.pwrite(self._file, report, place + _HEADER.size)
             os.pwrite(self._file, _HEADER.pack(self._written, len(report), crc32(report)), place)
+
+    def keep(self, records: Iterable[tuple[str, bytes]]) -> None:
+        """Put named records where every worker can `find` them; the last 512 of each worker stay while it lives."""
+        with self._lock:
+            for name, record in records:
+                body = name.encode() + b"\n" + record
+                if len(body) + _RECORD.size > _RECORD_BYTES:
+                    continue
+                place = (self._kept % _RECORDS) * _RECORD_BYTES
+                os.pwrite(self._records, _RECORD.pack(len(body), crc32(body)) + body, place)
+                self._kept += 1
+
+    def find(self, name: str) -> bytes | None:
+        """A record of this name that any worker keeps."""
+        wanted = name.encode() + b"\n"
+        for path in self._folder.glob("*.records"):
+            with suppress(FileNotFoundError):
+                data = path.read_bytes()
+                at = data.find(wanted)
+                while at >= 0:
+                    record = _record(data, at - _RECORD.size)
+                    if record is not None and at % _RECORD_BYTES == _RECORD.size:
+                        return record[len(wanted) :]
+                    at = data.find(wanted, at + 1)
+        return None
 
     def hear(self) -> Reports:
         """Everybody's reports, each counted once, one's own included."""
@@ -185,8 +212,7 @@ class Scoreboard:
                     self._fold([own])
                 _remove([own])
             finally:
-                os.close(self._file)
-                self._database.close()
+                self._close_files()
 
     # What follows wants the lock held, `_enter` and `_fold` a transaction too.
 
@@ -211,6 +237,8 @@ class Scoreboard:
         # Made and locked before the transaction ends: an unlocked file is a dead worker's.
         self._file = os.open(self._path(self.member), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)
+        records = self._path(self.member).with_suffix(".records")
+        self._records = os.open(records, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         return dead
 
     def _fold(self, paths: Iterable[Path]) -> None:
@@ -228,6 +256,12 @@ class Scoreboard:
         gone = [(member,) for member in folded if not self._path(member).exists()]
         self._database.executemany("DELETE FROM folded WHERE member = ?", gone)
         self._set_fact("folds", self._folds() + 1)
+
+    def _close_files(self) -> None:
+        for file in (self._file, self._records):
+            if file >= 0:
+                os.close(file)
+        self._database.close()
 
     @contextmanager
     def _transaction(self) -> Generator[None]:
@@ -323,4 +357,13 @@ def _read(path: Path) -> bytes | None:
 
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
+        path.with_suffix(".records").unlink(missing_ok=True)
         path.unlink(missing_ok=True)
+
+
+def _record(data: bytes, at: int) -> bytes | None:
+    if at < 0:
+        return None
+    length, checksum = _RECORD.unpack_from(data, at)
+    body = data[at + _RECORD.size : at + _RECORD.size + length]
+    return body if crc32(body) == checksum else None

@@ -96,7 +96,7 @@ def test_200_restarts_leave_nothing_behind_and_lose_nothing(enter: Callable[...,
             sizes.append(sum(path.stat().st_size for path in (tmp_path / "numbers").iterdir()))
     assert total(lasting) == 200
     assert len(list((tmp_path / "numbers").glob("*.report"))) == 1
-    assert len(list((tmp_path / "numbers").iterdir())) <= 4  # and the database with its log
+    assert len(list((tmp_path / "numbers").iterdir())) <= 5  # its records, and the database with its log and index
     assert lasting._folded() == set() or len(lasting._folded()) <= 1  # pyright: ignore[reportPrivateUsage]
     assert sizes[1] < 2 * sizes[0] + 4 * 1024 * 1024
 
@@ -183,3 +183,20 @@ def test_a_broken_history_is_begun_anew(enter: Callable[..., Scoreboard], tmp_pa
     board = enter()
     board.say(b"5")
     assert total(board) == 5
+
+
+def test_records_are_found_by_every_worker_while_their_own_lives(
+    enter: Callable[..., Scoreboard], tmp_path: Path
+) -> None:
+    first, second = enter(), enter()
+    first.keep((f"request-{number}", b"body %d" % number) for number in range(600))
+    assert second.find("request-599") == b"body 599"
+    assert second.find("request-88") == b"body 88"
+    assert second.find("request-87") is None  # its place was taken
+    assert second.find("request") is None
+    first.keep([("too-long", b"x" * 5000)])
+    assert second.find("too-long") is None
+    size = sum(path.stat().st_size for path in (tmp_path / "numbers").glob("*.records"))
+    assert size <= 512 * 4096
+    first.close()
+    assert second.find("request-599") is None

@@ -1,0 +1,162 @@
+"""The story of one request, told by the rooms that it passes, and the last stories of this worker."""
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from time import perf_counter, time
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from app.core.run import Answer, Attempt, CacheState
+
+Step = tuple[str, float, float]
+"""What was done, when it began on the `perf_counter` clock, and how many seconds it took."""
+
+Answered = tuple[str, str, CacheState, tuple[str, ...], float, float | None]
+"""The run's id, the model that answered, how the cache took part, what differed, age and time to live in seconds."""
+
+_SLOWEST = 20
+_SLOWEST_FOR_S = 3600.0
+_MAX_STEPS = 40
+
+
+@dataclass(slots=True)
+class Story:
+    """What one request met, in order. Rooms find it in `current`; each tells its own part."""
+
+    caller_id: str | None = None
+    error: str | None = None
+    """The code of the problem that it ended with."""
+    steps: list[Step] = field(default_factory=list[Step])
+    agent: str | None = None
+    model: str | None = None
+    answered: Answered | None = None
+    attempts: list[Attempt] = field(default_factory=list[Attempt])
+    """The requests to models that were made on its behalf, also where none succeeded."""
+
+    def end(self, answer: Answer) -> None:
+        """Tell where the answer came from. What it says is forgotten here."""
+        self.answered = (answer.id, answer.model, answer.cache, answer.differs, answer.age_s, answer.ttl_s)
+
+    def step(self, name: str, began: float) -> None:
+        """Tell of something that began at `began` and is over now."""
+        if len(self.steps) < _MAX_STEPS:
+            self.steps.append((name, began, perf_counter() - began))
+
+
+current: ContextVar[Story | None] = ContextVar("story", default=None)
+"""The story of the request that this task serves; a run that others share is told in that of who began it."""
+
+
+def tell(name: str, began: float) -> None:
+    """Add a step to the present story, where there is one."""
+    story = current.get()
+    if story is not None:
+        story.step(name, began)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A finished story with its frame."""
+
+    request_id: str
+    at: float
+    """When it was answered, in seconds since 1970."""
+    route: str
+    status: int
+    started: float
+    seconds: float
+    story: Story
+
+    @property
+    def is_remarkable(self) -> bool:
+        """Whether it failed, was slow, or asked a model."""
+        return self.status >= 500 or self.seconds > 1 or bool(self.story.attempts)
+
+    def plain(self, pid: int) -> dict[str, Any]:
+        """The story in the words of the performance API, who asked included; small enough to be kept by hundreds."""
+        story = self.story
+        told: dict[str, Any] = {
+            "request_id": self.request_id,
+            "at": self.at,
+            "route": self.route,
+            "status": self.status,
+            "duration_ms": round(self.seconds * 1000, 3),
+            "worker": pid,
+            "caller_id": story.caller_id,
+            "error": story.error,
+            "agent": story.agent,
+            "model": story.model,
+            "stages": [
+                {
+                    "name": name,
+                    "start_ms": round((began - self.started) * 1000, 3),
+                    "duration_ms": round(seconds * 1000, 3),
+                }
+                for name, began, seconds in sorted(story.steps, key=lambda step: step[1])
+            ],
+            "attempts": [
+                {"model": one.model, "duration_ms": round(one.seconds * 1000, 3), "outcome": one.outcome}
+                for one in story.attempts[:_MAX_STEPS]
+            ],
+        }
+        if story.answered is not None:
+            run_id, model, state, differs, age_s, ttl_s = story.answered
+            told |= {"run_id": run_id, "answered_by": model}
+            told["cache"] = {
+                "state": state,
+                "differs": list(differs),
+                "age_seconds": round(age_s, 3),
+                "ttl_seconds": None if ttl_s is None else round(ttl_s, 3),
+            }
+        return told
+
+
+class Stories:
+    """The last `size` stories of this worker and the slowest of the last hour; adding one costs under a microsecond."""
+
+    def __init__(self, *, size: int = 512, clock: Callable[[], float] = time) -> None:
+        self._clock = clock
+        self._recent: deque[Told] = deque(maxlen=size)
+        self._unshown: deque[Told] = deque(maxlen=size)
+        self._slowest: list[tuple[float, float, Told]] = []
+
+    def add(self, request_id: str, route: str, status: int, started: float, seconds: float, story: Story) -> None:
+        """Keep the story of a request that was answered just now."""
+        told = Told(request_id, self._clock(), route, status, started, seconds, story)
+        self._recent.append(told)
+        self._unshown.append(told)
+        if len(self._slowest) < _SLOWEST:
+            heapq.heappush(self._slowest, (seconds, told.at, told))
+        elif seconds > self._slowest[0][0]:
+            heapq.heapreplace(self._slowest, (seconds, told.at, told))
+
+    def find(self, request_id: str) -> Told | None:
+        """The last story of this request, if it is still known here."""
+        return next((told for told in reversed(self._recent) if told.request_id == request_id), None)
+
+    def slowest(self) -> list[Told]:
+        """The slowest of the last hour, the slowest first."""
+        since = self._clock() - _SLOWEST_FOR_S
+        if any(at < since for _, at, _ in self._slowest):
+            self._slowest = [entry for entry in self._slowest if entry[1] >= since]
+            heapq.heapify(self._slowest)
+        return [told for _, _, told in sorted(self._slowest, key=lambda entry: -entry[0])]
+
+    def take_unshown(self) -> list[Told]:
+        """What came since this was asked last, to be shown to other workers."""
+        fresh, self._unshown = self._unshown, deque(maxlen=self._unshown.maxlen)
+        return list(fresh)
+
+
+def written(told: Told, pid: int) -> bytes:
+    """A story as bytes for other workers; `read` gives it back as `plain`."""
+    return to_json(told.plain(pid))
+
+
+def read(data: bytes) -> dict[str, Any]:
+    """The story that another worker has `written`."""
+    return from_json(data)
