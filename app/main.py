@@ -16,6 +16,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from app import __version__
 from app.api import health
 from app.api.front_door import FrontDoor
+from app.api.known_questions import KnownQuestions
 from app.api.problems import add_problem_handlers
 from app.api.v1 import (
     agent,
@@ -86,7 +87,12 @@ def create_app(settings: Settings) -> FrontDoor:
         )
     if settings.answered_hosts:
         api.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.answered_hosts))
-    door = FrontDoor(api, max_body_bytes=settings.max_request_bytes, max_in_flight=settings.max_requests_in_flight)
+    door = FrontDoor(
+        api,
+        max_body_bytes=settings.max_request_bytes,
+        max_in_flight=settings.max_requests_in_flight,
+        known=KnownQuestions(compress=settings.enable_response_compression),
+    )
     return door
 
 

@@ -45,8 +45,8 @@ class Subject:
     """A server to measure: how it starts, where it listens, which loads it can take."""
 
     name: str
-    environment: str
-    """Its folder under `.venvs/`."""
+    environment: str | None
+    """Its folder under `.venvs/`; `None` for the environment that measures."""
     requirements: tuple[str, ...]
     command: tuple[str, ...]
     paths: dict[str, str]
@@ -57,7 +57,7 @@ class Subject:
 
     @property
     def python(self) -> Path:
-        return HERE / ".venvs" / self.environment / "bin" / "python"
+        return Path(sys.executable) if self.environment is None else HERE / ".venvs" / self.environment / "bin/python"
 
 
 UVICORN = ("-m", "uvicorn", "--loop", "uvloop", "--http", "httptools", "--log-level", "warning", "--port", "{port}")
@@ -403,6 +403,7 @@ def fake_provider() -> Iterator[tuple[str, Callable[..., None]]]:
 
 def make_environment(subject: Subject) -> None:
     """Make the environment of `subject` where it is missing, with bytecode."""
+    assert subject.environment is not None
     folder = HERE / ".venvs" / subject.environment
     if any(folder.glob("lib/python*/site-packages/uvicorn")):
         return
@@ -419,6 +420,7 @@ def make_environment(subject: Subject) -> None:
 
 def installed(subject: Subject) -> dict[str, float]:
     """Bytes and packages of an environment, without bytecode and without the installer."""
+    assert subject.environment is not None
     (site,) = (HERE / ".venvs" / subject.environment).glob("lib/python*/site-packages")
     tools = ("pip", "setuptools", "wheel", "_distutils_hack", "pkg_resources")
     files = [

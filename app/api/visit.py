@@ -1,11 +1,11 @@
 """A visit: what is known about one HTTP request from its first byte to its last."""
 
+import os
 import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
-from uuid import uuid4
 
 from app.core.rate_limiter import Allowance
 from app.core.story import Story
@@ -23,6 +23,10 @@ class Visit:
     stages_ms: dict[str, float] = field(default_factory=dict[str, float])
     allowance: Allowance | None = None
     """What the limits say of this request; its headers go out with every answer."""
+    route: str | None = None
+    """Method and template of the route, where the framework did not choose it."""
+    request_digest: bytes | None = None
+    """What this request may be known by, should it come again; see `known_questions`."""
 
     story: Story = field(default_factory=Story)
 
@@ -40,7 +44,7 @@ class Visit:
 def open_visit(scope: MutableMapping[str, Any], client_id: bytes | None) -> Visit:
     """Begin the visit of `scope`. The client's own request id is kept where it is sane, else a new one is made."""
     sane = client_id is not None and _SANE_ID.fullmatch(client_id)
-    visit = Visit(client_id.decode("ascii") if sane and client_id else uuid4().hex)
+    visit = Visit(client_id.decode("ascii") if sane and client_id else os.urandom(16).hex())
     scope[_SCOPE_KEY] = visit
     return visit
 

@@ -141,6 +141,8 @@ class Agents:
     """The agents that this server knows, by name; `default` is always among them."""
 
     def __init__(self, definitions: Iterable[AgentDefinition], *, default_model: str) -> None:
+        self.version = 0
+        """Another number after every `replace`."""
         self._by_name: dict[str, AgentDefinition] = {}
         for definition in definitions:
             if (other := self._by_name.get(definition.name)) is not None:
@@ -163,6 +165,7 @@ class Agents:
     def replace(self, other: "Agents") -> None:
         """Take over the agents of `other`, all at once."""
         self._by_name = other._by_name
+        self.version += 1
 
     def of(self, caller: Caller) -> list[AgentDefinition]:
         """The agents that exist for `caller`, by name."""

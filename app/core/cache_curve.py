@@ -30,12 +30,15 @@ class CacheCurve:
     the sample is played through on its own.
     """
 
-    def __init__(self, *, max_bytes: int, ttl_s: float, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self, *, max_bytes: int, ttl_s: float, share: float = 0.25, clock: Callable[[], float] = monotonic
+    ) -> None:
+        """Begin with this `share` of the keys; a sample that grows too large is halved."""
         self.max_bytes = max_bytes
         self.ttl_s = ttl_s
         self.asked = 0
         self._clock = clock
-        self._threshold = _SPACE
+        self._threshold = int(_SPACE * share)
         self._stack: OrderedDict[bytes, _Seen] = OrderedDict()
         self._lifetimes = (ttl_s, *TTLS_S)
         self._hits_by_size = [0.0] * len(SIZES)

@@ -386,7 +386,7 @@ class CacheService:
         if left_s > 0:
             self.memory.put(key.digest, value, ttl_s=left_s, generation=generation, tag=key.agent, age_s=age_s)
         self.curve.record(key.digest, len(value))
-        return replace(kept.answer, age_s=age_s, ttl_s=left_s)
+        return replace(kept.answer, age_s=age_s, ttl_s=left_s, kept_as=key.digest)
 
     def _recall(self, key: CacheKey) -> Answer | None:
         generation = self._generation(key.agent)
@@ -396,7 +396,8 @@ class CacheService:
         if kept is None:
             return None
         self.count_hit(key.agent, key.digest, len(held.value), kept.answer)
-        return replace(kept.answer, age_s=self.memory.age_s(held), ttl_s=self.memory.left_s(held))
+        age_s, left_s = self.memory.age_s(held), self.memory.left_s(held)
+        return replace(kept.answer, age_s=age_s, ttl_s=left_s, kept_as=key.digest)
 
     async def _keep(self, key: CacheKey, answer: Answer, generation: Generation | None, ttl_s: float | None) -> Answer:
         if not answer.storable or generation is None:
@@ -414,7 +415,7 @@ class CacheService:
                 await self._tier.put(key.digest, value, ttl_s=life_s)
             except StoreUnavailable:
                 self.counts.tier_failures += 1
-        return replace(answer, ttl_s=life_s)
+        return replace(answer, ttl_s=life_s, kept_as=key.digest)
 
     def _generation(self, agent: str) -> Generation | None:
         """What is current: for all agents, and for this one. `None` while it cannot be known."""

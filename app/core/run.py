@@ -169,6 +169,8 @@ class Answer:
     """Seconds since a kept answer was stored."""
     ttl_s: float | None = None
     """Seconds that it stays in the cache; `None` where it is not kept."""
+    kept_as: bytes | None = field(default=None, repr=False)
+    """The digest of the key under which the cache keeps it; `None` where it does not."""
     finish_reason: FinishReason = "stop"
     tool_calls: tuple[ToolCall, ...] = ()
     """What the caller has to do before the run goes on; `output` is then what was said so far."""

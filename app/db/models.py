@@ -238,9 +238,26 @@ class ConversationEntry(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class CachedAnswer(Base):
+    """Answers from memory in one minute; there are too many of them for a row each."""
+
+    __tablename__ = "cached_answers"
+    __table_args__ = (Index(None, "minute"),)
+
+    user_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    agent: Mapped[str] = mapped_column(String(255), primary_key=True)
+    model: Mapped[str] = mapped_column(String(255), primary_key=True)
+    minute: Mapped[datetime] = mapped_column(UtcDateTime, primary_key=True)
+    answers: Mapped[int] = mapped_column(BigInteger)
+    input_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    cost_usd: Mapped[Decimal] = mapped_column(Money)
+
+
 # The query modules work on tables: rows become frozen dataclasses, and no ORM object leaves the room.
 users = cast("Table", User.__table__)
 api_keys = cast("Table", ApiKey.__table__)
 runs = cast("Table", Run.__table__)
 conversations = cast("Table", Conversation.__table__)
 conversation_entries = cast("Table", ConversationEntry.__table__)
+cached_answers = cast("Table", CachedAnswer.__table__)

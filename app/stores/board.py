@@ -3,6 +3,7 @@
 import fcntl
 import mmap
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 from zlib import crc32
@@ -14,6 +15,7 @@ _SIZE = 4096
 _FIRST_SHARED = 16
 
 
+@lru_cache(1024)
 def place_of(counter: Counter) -> int:
     """Where the number of `counter` stands; names beyond these share the places that remain."""
     place = _PLACES.get(counter)

@@ -31,7 +31,7 @@ async def narrow(fake: FakeProvider, tmp_path: Path) -> AsyncIterator[Applicatio
         default_model="openai-chat:gpt-4o-mini",
         max_requests_in_flight=BOUND,
         rate_limit_per_minute=0,
-        model_timeout_seconds=0.5,
+        model_timeout_seconds=2,
     ) as opened:
         yield opened
 

@@ -21,7 +21,7 @@ def digest(name: object) -> bytes:
 def played(keys: int, rounds: int, *, max_bytes: int, step_s: float = 0.0, ttl_s: float = 3600.0) -> CacheCurve:
     """Every key in turn, over and over, each of 100 bytes: LRU keeps all of them or none."""
     clock = Clock()
-    curve = CacheCurve(max_bytes=max_bytes, ttl_s=ttl_s, clock=clock)
+    curve = CacheCurve(max_bytes=max_bytes, ttl_s=ttl_s, share=1, clock=clock)
     for _ in range(rounds):
         for key in range(keys):
             curve.record(digest(key), 100)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from app.api.dependencies import AgentRoomDep, LimitedCaller
 from app.api.json_route import Body, JsonRoute, Text
+from app.api.known_questions import KnownQuestions
 from app.api.visit import visit_of
 from app.core.run import Answer, CacheMode, Question, RunSettings
 from app.errors import FieldFault, InvalidFields
@@ -87,6 +88,9 @@ async def prompt(
     answer = await room.prompts.answer(caller, _question(body, request.headers.get("cache-control", "")))
     response.headers.update(_cache_headers(answer))
     visit = visit_of(request.scope)
+    if visit.request_digest is not None:
+        known: KnownQuestions = request.app.state.known_questions
+        known.learn(visit.request_digest, caller, answer, room.agents.version)
     if answer.cache != "HIT":
         visit.stages_ms["model"] = answer.model_s * 1000
     return _reply(answer, visit.elapsed_ms)
