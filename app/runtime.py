@@ -153,13 +153,16 @@ async def open_runtime(
         runs = RunLog(database, worker=f"{socket.gethostname()}:{os.getpid()}")
         stack.push_async_callback(runs.aclose)
         runs.start()
-        store = LocalStore(settings.data_dir / "shared", max_bytes=settings.cache_max_bytes)
+        store: SharedStore = LocalStore(settings.data_dir / "shared", max_bytes=settings.cache_max_bytes)
         stack.push_async_callback(store.aclose)
+        several = settings.workers > 1 or settings.redis_url is not None
         cache = CacheService(
             MemoryStore(max_bytes=settings.cache_max_bytes),
             store,
             enabled=settings.cache_enabled,
             ttl_s=settings.cache_ttl,
+            # One process on its own has nobody to share with, and pays nothing for it.
+            tier=store if several else None,
         )
         cache.start()
         key_uses = KeyUses(database)
