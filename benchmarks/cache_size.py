@@ -25,9 +25,8 @@ from app.stores.memory import MemoryStore
 
 
 def key(number: int) -> CacheKey:
-    return cache_key(
-        scope=f"user:{number % 1000}", agent="default", revision="1", models=["m"], instructions=None, prompt=f"{number}"
-    )
+    scope, prompt = f"user:{number % 1000}", f"{number}"
+    return cache_key(scope=scope, agent="default", revision="1", models=["m"], instructions=None, prompt=prompt)
 
 
 async def answer(tell: Tell | None) -> Answer:
@@ -68,7 +67,9 @@ async def measure(entries: int, bound: int) -> None:
         grown = rss() - before
         numbers = cache.numbers()
         print(f"{entries:,} answers into {bound / 1e6:.0f} MB: {numbers['entries']:,} kept, ", end="")
-        print(f"{numbers['evictions']:,} evicted, memory grew by {grown / 1e6:.0f} MB: {grown / bound:.2f} of the bound")
+        print(
+            f"{numbers['evictions']:,} evicted, memory grew by {grown / 1e6:.0f} MB ({grown / bound:.2f} of the bound)"
+        )
         await cache.aclose()
         await store.aclose()
         del cache
