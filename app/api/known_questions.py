@@ -81,8 +81,11 @@ class KnownQuestions:
         return sha256(b"%d:%b%d:%b%b" % (len(credential), credential, len(host), host, body)).digest()
 
     def learn(self, request: bytes, caller: Caller, answer: Answer, agents_version: int) -> None:
-        """Remember that `request` of this caller was answered by what the cache keeps as `answer.kept_as`."""
-        if answer.kept_as is None or answer.conversation_id is not None:
+        """Remember that `request` of this caller was answered by what the cache keeps as `answer.kept_as`.
+
+        Only of a hit: most questions come once, and those need no place.
+        """
+        if answer.cache != "HIT" or answer.kept_as is None or answer.conversation_id is not None:
             return
         # Its text stays in the cache alone, where it is bounded.
         told = replace(answer, output="", messages=None, attempts=())

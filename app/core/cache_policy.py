@@ -1,7 +1,7 @@
 """What the cache may do for an agent: the key of a question, whether it is asked once for all, which answers stay."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from hashlib import sha256
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from pydantic_ai.messages import (
 
 from app.core.agents import AgentDefinition
 from app.core.cache_key import CacheKey, cache_key
-from app.core.run import Caller, Question
+from app.core.run import Caller, Question, RunSettings
 
 _OF_ONE_RUN = frozenset(
     {
@@ -27,6 +27,9 @@ _OF_ONE_RUN = frozenset(
     }
 )
 """Fields of a message that say when and by whom it was made, and nothing of what was said."""
+
+
+_SETTINGS = tuple(field.name for field in fields(RunSettings))
 
 
 def key_of(caller: Caller, definition: AgentDefinition, endpoints: Sequence[str], question: Question) -> CacheKey:
@@ -48,7 +51,7 @@ def key_of(caller: Caller, definition: AgentDefinition, endpoints: Sequence[str]
         instructions=instructions_of(definition, question),
         history=canonical(question.history) if question.history else None,
         prompt=prompt,
-        settings=asdict(question.settings),
+        settings={name: getattr(question.settings, name) for name in _SETTINGS},
         output_schema=schema if isinstance(schema, str | None) else asdict(schema),
         tools=tools,
     )

@@ -299,7 +299,7 @@ class CacheService:
                 return replace(await run(tell), cache="BYPASS")
             if mode == "refresh":
                 flight.decide("REFRESH")
-                return await self._keep(key, replace(await run(tell), cache="REFRESH"), generation, ttl_s)
+                return await self._keep(key, await run(tell), generation, ttl_s, cache="REFRESH")
             return await self._fly(flight, key, run, tell, generation, ttl_s, joinable=joinable)
 
         with self._flights.aboard(place, fly) as (flight, joined):
@@ -345,8 +345,8 @@ class CacheService:
         flight.decide("MISS")
         kept = False
         try:
-            answer = replace(await run(tell), cache="MISS", differs=self._nearest(key))
-            answer = await self._keep(key, answer, generation, ttl_s)
+            nearest = self._nearest(key)
+            answer = await self._keep(key, await run(tell), generation, ttl_s, cache="MISS", differs=nearest)
             kept = answer.ttl_s is not None
         finally:
             if lease is not None:
@@ -399,14 +399,24 @@ class CacheService:
         age_s, left_s = self.memory.age_s(held), self.memory.left_s(held)
         return replace(kept.answer, age_s=age_s, ttl_s=left_s, kept_as=key.digest)
 
-    async def _keep(self, key: CacheKey, answer: Answer, generation: Generation | None, ttl_s: float | None) -> Answer:
+    async def _keep(
+        self,
+        key: CacheKey,
+        answer: Answer,
+        generation: Generation | None,
+        ttl_s: float | None,
+        *,
+        cache: CacheState,
+        differs: tuple[str, ...] = (),
+    ) -> Answer:
+        """`answer` with what is now to be said of it, in the memory and the tier where it may be."""
         if not answer.storable or generation is None:
-            return answer
+            return replace(answer, cache=cache, differs=differs)
         # Up to a tenth less, so that what was stored together does not expire together.
         life_s = (ttl_s or self.ttl_s) * (1 - 0.1 * self._jitter())
         value = kept_answer.write(key, answer, generation=generation, life_s=life_s)
         if not self.memory.put(key.digest, value, ttl_s=life_s, generation=generation, tag=key.agent):
-            return answer
+            return replace(answer, cache=cache, differs=differs)
         self.counts.stores += 1
         self.curve.record(key.digest, len(value))
         self._remember(key)
@@ -415,7 +425,7 @@ class CacheService:
                 await self._tier.put(key.digest, value, ttl_s=life_s)
             except StoreUnavailable:
                 self.counts.tier_failures += 1
-        return replace(answer, ttl_s=life_s, kept_as=key.digest)
+        return replace(answer, cache=cache, differs=differs, ttl_s=life_s, kept_as=key.digest)
 
     def _generation(self, agent: str) -> Generation | None:
         """What is current: for all agents, and for this one. `None` while it cannot be known."""

@@ -276,4 +276,6 @@ class _Asked:
     def ours(self, answer: Answer) -> Answer:
         """The answer as this caller's: its own id where it was somebody else's run, its own conversation."""
         run_id = self.run_id if answer.cache in ("HIT", "COALESCED") else answer.id
+        if run_id == answer.id and self.question.conversation_id is None:
+            return answer
         return replace(answer, id=run_id, conversation_id=self.question.conversation_id)

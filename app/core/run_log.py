@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from time import perf_counter, time
-from typing import Literal
+from typing import Any, Literal
 
 from app.core.run import Answer, Caller
 from app.db.async_session import Database
@@ -148,23 +148,24 @@ class RunLog:
     def _finish(
         self, recording: Recording, status: Literal["done", "failed", "cancelled"], error_code: str | None
     ) -> None:
+        outcome: dict[str, Any] = {}
+        if (answer := recording.answer) is not None:
+            outcome = {
+                "cached": answer.cache in ("HIT", "COALESCED"),
+                "input_tokens": answer.usage.input_tokens,
+                "output_tokens": answer.usage.output_tokens,
+                "requests": answer.usage.requests,
+                "cost_usd": answer.cost_usd,
+                "model_ms": answer.model_s * 1000,
+            }
         row = replace(
             recording.row,
             status=status,
             error_code=error_code,
             finished_at=datetime.now(UTC),
             duration_ms=(perf_counter() - recording.started) * 1000,
+            **outcome,
         )
-        if (answer := recording.answer) is not None:
-            row = replace(
-                row,
-                cached=answer.cache in ("HIT", "COALESCED"),
-                input_tokens=answer.usage.input_tokens,
-                output_tokens=answer.usage.output_tokens,
-                requests=answer.usage.requests,
-                cost_usd=answer.cost_usd,
-                model_ms=answer.model_s * 1000,
-            )
         self._hand_over(row)
 
     def _count_again(self, hits: dict[tuple[str, str, str, int], CachedAnswers]) -> None:

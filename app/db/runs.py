@@ -1,9 +1,10 @@
 """The record of runs: who asked which agent, what it used and cost, and how it ended. Never what was said."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, cast
 
 from sqlalchemy import CursorResult, literal, or_, select, tuple_, update
@@ -53,6 +54,21 @@ _OUTCOME = (
 )
 
 
+_NAMES = tuple(RunRow.__dataclass_fields__)
+
+
+@lru_cache
+def _upsert(dialect: str) -> Any:
+    statement = postgresql.insert(runs) if dialect == "postgresql" else sqlite.insert(runs)
+    return statement.on_conflict_do_update(
+        index_elements=[runs.c.id],
+        set_={name: statement.excluded[name] for name in _OUTCOME},
+        # Two comparisons instead of IN, which cannot be sent for many rows at once.
+        where=or_(runs.c.status == "running", runs.c.status == "interrupted")
+        & (statement.excluded.status != "running"),
+    )
+
+
 async def save_runs(session: AsyncSession, rows: Sequence[RunRow]) -> None:
     """Write many runs in one go: new ones are added, unfinished ones get their outcome.
 
@@ -61,16 +77,9 @@ async def save_runs(session: AsyncSession, rows: Sequence[RunRow]) -> None:
     """
     if not rows:
         return
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    statement = insert(runs)
-    statement = statement.on_conflict_do_update(
-        index_elements=[runs.c.id],
-        set_={name: statement.excluded[name] for name in _OUTCOME},
-        # Two comparisons instead of IN, which cannot be sent for many rows at once.
-        where=or_(runs.c.status == "running", runs.c.status == "interrupted")
-        & (statement.excluded.status != "running"),
-    )
-    await session.execute(statement, [asdict(row) for row in rows])
+    statement = _upsert(session.get_bind().dialect.name)
+    # Not `asdict`, which copies every value deeply: it was a third of the cost of a row.
+    await session.execute(statement, [{name: getattr(row, name) for name in _NAMES} for row in rows])
 
 
 async def mark_interrupted(session: AsyncSession, *, workers_alive: Collection[str]) -> int:
