@@ -191,7 +191,7 @@ async def open_runtime(
         follower = asyncio.create_task(_follow_reloads(settings, agent_room), name="agent-reloads")
         stack.push_async_callback(_end, follower)
         stack.push_async_callback(_end, asyncio.create_task(watch_loop(metrics), name="loop-watch"))
-        totals = await _open_totals(settings, metrics, parts, database)
+        totals = await _open_totals(settings, metrics, parts, database, store)
         stack.push_async_callback(totals.aclose)
         # Once before the first request, so that no worker is ever missing in the numbers of another.
         await totals.report()
@@ -223,7 +223,11 @@ async def open_runtime(
 
 
 async def _open_totals(
-    settings: Settings, metrics: Metrics, parts: Mapping[str, Callable[[], Mapping[str, Any]]], database: Database
+    settings: Settings,
+    metrics: Metrics,
+    parts: Mapping[str, Callable[[], Mapping[str, Any]]],
+    database: Database,
+    store: SharedStore,
 ) -> Totals:
     def levels() -> dict[str, float]:
         connections = database.pool_status()
@@ -236,7 +240,7 @@ async def _open_totals(
 
     folder = settings.data_dir / "numbers"
     scoreboard = await asyncio.to_thread(Scoreboard, folder, founder=metrics.founder, merge=fold)
-    return Totals(metrics, scoreboard, parts=parts, levels=levels, data_dir=settings.data_dir)
+    return Totals(metrics, scoreboard, parts=parts, levels=levels, data_dir=settings.data_dir, store=store)
 
 
 async def _open_agent_room(

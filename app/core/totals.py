@@ -367,6 +367,9 @@ class Totals:
             for worker in picture.workers:
                 for name, value in worker.levels.items():
                     levels[name] = levels.get(name, 0.0) + value
+        pool = own.part("agent_pool")
+        levels["agent_pool_size"] = pool.get("size", 0)
+        levels["agent_pool_in_use"] = pool.get("in_use", 0)
         if self.vitals is not None:
             levels["system_cpu_percent"] = self.vitals.cpu_percent
             levels["system_memory_percent"] = self.vitals.memory.percent

@@ -13,7 +13,7 @@ from app.api.dependencies import RuntimeDep
 from app.api.v1.performance import Percentiles, percentiles
 from app.core.totals import Picture
 from app.core.vitals import read_vitals
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, StoreUnavailable
 from app.runtime import Runtime
 
 router = APIRouter(prefix="/api/v1/performance", tags=["performance"])
@@ -136,6 +136,16 @@ async def _loop_health(_: Runtime, reading: Reading) -> Health:
     return "degraded" if late_s > SLOW_LOOP_S else "healthy"
 
 
+async def _store_health(runtime: Runtime, _: Reading) -> Health:
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            await runtime.store.ping()
+    except (StoreUnavailable, TimeoutError):
+        # Each room knows what to do without: a miss, a local count.
+        return "degraded"
+    return "healthy"
+
+
 async def _numbers_health(_: Runtime, reading: Reading) -> Health:
     picture = await reading
     return "degraded" if picture is None or picture.reach == "store away" else "healthy"
@@ -154,6 +164,7 @@ _CHECKS: dict[str, Check] = {
     "database": _database_health,
     "agents": _agents_health,
     "event_loop": _loop_health,
+    "store": _store_health,
     "numbers": _numbers_health,
     "disk": _disk_health,
 }
