@@ -174,6 +174,11 @@ class FakeProvider:
         await self.until(lambda: not self._connections)
         self._server = None
 
+    @property
+    def connections(self) -> int:
+        """Open connections, idle ones included."""
+        return len(self._connections)
+
     def hold(self) -> None:
         """From now on let answers wait for `release()`."""
         if self._held is None:
