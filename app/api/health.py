@@ -29,6 +29,8 @@ class Ready(BaseModel):
 
     status: Literal["ready", "starting", "draining", "unavailable"]
     reason: str | None = None
+    shared_store: Literal["up", "down"]
+    """Prompts are answered without it: every process then remembers nothing and counts its limits alone."""
     version: str = __version__
     uptime_seconds: float
 
@@ -47,7 +49,10 @@ async def ready(runtime: RuntimeDep, response: Response) -> Ready:
     if status != "ready":
         response.status_code = 503
         response.headers["Retry-After"] = "1"
-    return Ready(status=status, reason=reason, uptime_seconds=round(monotonic() - runtime.started_at, 3))
+    state = runtime.store.numbers().state
+    return Ready(
+        status=status, reason=reason, shared_store=state, uptime_seconds=round(monotonic() - runtime.started_at, 3)
+    )
 
 
 async def _readiness(runtime: Runtime) -> tuple[Literal["ready", "starting", "draining", "unavailable"], str | None]:

@@ -5,7 +5,7 @@ from time import monotonic
 
 from app.stores.protocol import Verdict
 
-_SLACK = 1e-3
+SLACK = 1e-3
 """Of a step: a step has no exact length in binary, and the sum of `limit` of them must still fit into the window."""
 
 
@@ -14,7 +14,7 @@ def judge(used_s: float, *, cost: int, limit: int, window_s: float, force: bool)
     step_s = window_s / limit
     after_s = max(0.0, used_s + cost * step_s)
     wait_s = after_s - window_s
-    if wait_s > step_s * _SLACK and cost > 0 and not force:
+    if wait_s > step_s * SLACK and cost > 0 and not force:
         return Verdict(False, _left(used_s, window_s, step_s), wait_s, used_s)
     return Verdict(True, _left(after_s, window_s, step_s), 0.0, after_s)
 
@@ -58,4 +58,4 @@ class Meters:
 
 
 def _left(used_s: float, window_s: float, step_s: float) -> int:
-    return max(0, int((window_s - used_s) / step_s + _SLACK))
+    return max(0, int((window_s - used_s) / step_s + SLACK))

@@ -4,7 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from time import monotonic
 
@@ -12,20 +12,34 @@ import pytest
 
 from app.stores.local import LocalStore
 from app.stores.protocol import SharedStore
+from app.stores.redis import RedisStore
 
 ROOT = Path(__file__).parents[2]
-Open = Callable[[], SharedStore]
+Open = Callable[[], Awaitable[SharedStore]]
 
 
-@pytest.fixture(params=["local"])
-def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
-    """A function that opens one more store on the same data, as another process would."""
-    return lambda: LocalStore(tmp_path / "shared")
+async def open_by_name(name: str) -> SharedStore:
+    """One more store on the same data, as another process would open it."""
+    if not name.startswith("redis:"):
+        return LocalStore(Path(name))
+    store = RedisStore(name)
+    await store.start()
+    return store
+
+
+@pytest.fixture(params=["local", pytest.param("redis", marks=pytest.mark.service)])
+def name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return request.getfixturevalue("redis_url") if request.param == "redis" else str(tmp_path / "shared")
+
+
+@pytest.fixture
+def open_store(name: str) -> Open:
+    return lambda: open_by_name(name)
 
 
 @pytest.fixture
 async def store(open_store: Open) -> AsyncIterator[SharedStore]:
-    opened = open_store()
+    opened = await open_store()
     await until_known(opened)
     yield opened
     await opened.aclose()
@@ -53,7 +67,7 @@ async def until_gone(store: SharedStore, key: bytes) -> None:
 
 
 async def test_an_entry_is_seen_by_everybody_until_it_is_deleted(store: SharedStore, open_store: Open) -> None:
-    other = open_store()
+    other = await open_store()
     assert await store.get(b"k") is None
     await store.put(b"k", b"\x00\xff value", ttl_s=60)
     assert await other.get(b"k") == b"\x00\xff value"
@@ -73,10 +87,10 @@ async def test_an_entry_expires(store: SharedStore) -> None:
 
 
 async def test_entries_outlive_whoever_stored_them(open_store: Open) -> None:
-    first = open_store()
+    first = await open_store()
     await first.put(b"k", b"v", ttl_s=60)
     await first.aclose()
-    second = open_store()
+    second = await open_store()
     assert await second.get(b"k") == b"v"
     await second.aclose()
 
@@ -113,7 +127,7 @@ async def test_cancelled_calls_leave_nothing_to_others(store: SharedStore) -> No
 
 
 async def test_of_fifty_who_claim_one_gets_it(store: SharedStore, open_store: Open) -> None:
-    other = open_store()
+    other = await open_store()
     claims = [(store, other)[number % 2].claim(b"lease", f"owner {number}", ttl_s=60) for number in range(50)]
     assert sum(await asyncio.gather(*claims)) == 1
     await other.aclose()
@@ -142,7 +156,7 @@ async def test_a_lease_ends_by_itself(store: SharedStore) -> None:
 
 
 async def test_of_400_at_once_exactly_100_are_allowed(store: SharedStore, open_store: Open) -> None:
-    other = open_store()
+    other = await open_store()
     takes = [(store, other)[number % 2].take(b"m", limit=100, window_s=3600) for number in range(400)]
     verdicts = await asyncio.gather(*takes)
     assert sum(verdict.allowed for verdict in verdicts) == 100
@@ -158,7 +172,7 @@ import asyncio, sys
 from tests.stores.test_shared_store import open_by_name
 
 async def main():
-    store = open_by_name(sys.argv[1])
+    store = await open_by_name(sys.argv[1])
     sys.stdout.write("ready\\n"); sys.stdout.flush(); sys.stdin.readline()
     verdicts = await asyncio.gather(*(store.take(b"m", limit=100, window_s=3600) for _ in range(200)))
     print(sum(verdict.allowed for verdict in verdicts))
@@ -178,12 +192,8 @@ def start(program: str, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def open_by_name(name: str) -> SharedStore:
-    return LocalStore(Path(name))
-
-
-async def test_two_processes_take_exactly_what_there_is(open_store: Open, tmp_path: Path) -> None:
-    workers = [start(TAKE_200_TIMES, str(tmp_path / "shared")) for _ in range(2)]
+async def test_two_processes_take_exactly_what_there_is(name: str) -> None:
+    workers = [start(TAKE_200_TIMES, name) for _ in range(2)]
     for worker in workers:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "ready\n"
@@ -221,7 +231,7 @@ async def test_a_meter_refills(store: SharedStore) -> None:
 
 
 async def test_a_bump_is_known_to_all_when_it_returns(store: SharedStore, open_store: Open) -> None:
-    other = open_store()
+    other = await open_store()
     await until_known(other)
     for counter in ("cache", "credentials", "agents", "cache:an agent"):
         before = other.generation(counter)
@@ -245,7 +255,7 @@ async def test_a_generation_counts_alone(store: SharedStore) -> None:
 
 
 async def test_posts_are_what_members_say_now(store: SharedStore, open_store: Open) -> None:
-    other = open_store()
+    other = await open_store()
     assert await store.posts("numbers") == {}
     await store.post("numbers", "worker 1", b"one", ttl_s=60)
     await other.post("numbers", "worker 2", b"two", ttl_s=60)
@@ -265,7 +275,7 @@ async def test_posts_are_what_members_say_now(store: SharedStore, open_store: Op
 
 async def test_opening_and_closing_fifty_times_leaks_no_file(open_store: Open) -> None:
     async def once() -> None:
-        store = open_store()
+        store = await open_store()
         await until_known(store)
         await store.put(b"k", b"v", ttl_s=60)
         await store.take(b"m", limit=10, window_s=60)
