@@ -73,12 +73,11 @@ async def test_of_a_key_only_its_digest_is_stored(application: Application) -> N
     assert key["key"].rsplit("_")[-1] not in repr(found)
 
 
-@pytest.mark.parametrize("fault", ["one character", "cut", "longer", "other id", "no secret", "case", "space"])
-async def test_almost_a_key_is_refused(application: Application, fault: str) -> None:
+async def test_almost_a_key_is_refused(application: Application) -> None:
     key = (await made(application.client))["key"]
     other = (await made(application.client))["key"]
     head, secret = key.rsplit("_", 1)
-    wrong = {
+    almost = {
         "one character": key[:-1] + ("a" if key[-1] != "a" else "b"),
         "cut": key[:-1],
         "longer": f"{key}a",
@@ -86,11 +85,12 @@ async def test_almost_a_key_is_refused(application: Application, fault: str) -> 
         "no secret": f"{head}_",
         "case": f"{head}_{secret.swapcase()}",
         "space": f"{key} x",
-    }[fault]
-    async with application.with_credential(wrong) as client:
-        reply = await client.get(ME)
-    assert reply.status_code == 401
-    assert reply.headers["www-authenticate"] == "Bearer"
+    }
+    for fault, wrong in almost.items():
+        async with application.with_credential(wrong) as client:
+            reply = await client.get(ME)
+        assert reply.status_code == 401, fault
+        assert reply.headers["www-authenticate"] == "Bearer"
 
 
 async def test_a_deleted_key_is_refused_from_the_next_request_on(application: Application) -> None:
@@ -121,19 +121,19 @@ async def test_a_key_ends_by_itself(application: Application) -> None:
     assert reply.status_code == 401
 
 
-@pytest.mark.parametrize("change", [{"password": "a new password"}, {"role": "admin"}, {"disabled": True}, None])
-async def test_keys_end_with_what_made_their_owner_trusted(application: Application, change: Any) -> None:
-    async with application.user() as ada:
-        user_id = (await ada.get(ME)).json()["id"]
-        async with application.with_credential((await made(ada))["key"]) as program:
-            assert (await program.get(ME)).status_code == 200
-            path = f"/api/v1/users/{user_id}"
-            reply = await (application.client.patch(path, json=change) if change else application.client.delete(path))
-            assert reply.is_success
-            assert (await program.get(ME)).status_code == 401
-            if change == {"disabled": True}:
-                assert (await application.client.patch(path, json={"disabled": False})).is_success
+async def test_keys_end_with_what_made_their_owner_trusted(application: Application) -> None:
+    changes: list[Any] = [{"password": "a new password"}, {"role": "admin"}, {"disabled": True}, None]
+    for number, change in enumerate(changes):
+        async with application.user(f"ada{number}") as ada:
+            path = f"/api/v1/users/{(await ada.get(ME)).json()['id']}"
+            async with application.with_credential((await made(ada))["key"]) as program:
+                assert (await program.get(ME)).status_code == 200
+                admin = application.client
+                assert (await (admin.patch(path, json=change) if change else admin.delete(path))).is_success
                 assert (await program.get(ME)).status_code == 401
+                if change == {"disabled": True}:
+                    assert (await admin.patch(path, json={"disabled": False})).is_success
+                    assert (await program.get(ME)).status_code == 401
 
 
 async def test_a_key_for_some_agents_knows_no_other(application: Application) -> None:
@@ -194,28 +194,27 @@ async def test_logging_out_leaves_the_keys(application: Application) -> None:
         assert (await program.get(ME)).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"name": ""},
-        {"name": "x" * 201},
-        {"name": "a\x00b"},
-        {"expires_in_days": 0},
-        {"expires_in_days": -1},
-        {"expires_in_days": 1e9},
-        {"agents": []},
-        {"requests_per_minute": 0},
-        {"id": "chosen"},
-        {"user_id": "somebody"},
-        {"key": "mn_chosen00_x"},
-        {"role": "admin"},
-    ],
-    ids=str,
-)
-async def test_a_key_cannot_be_made_to_be_more(application: Application, fields: dict[str, Any]) -> None:
-    reply = await application.client.post(KEYS, json={"name": "laptop", **fields})
-    assert reply.status_code == 422
-    assert reply.json()["errors"][0]["field"].split(".")[0] == next(iter(fields))
+WRONG: list[dict[str, Any]] = [
+    {"name": ""},
+    {"name": "x" * 201},
+    {"name": "a\x00b"},
+    {"expires_in_days": 0},
+    {"expires_in_days": -1},
+    {"expires_in_days": 1e9},
+    {"agents": []},
+    {"requests_per_minute": 0},
+    {"id": "chosen"},
+    {"user_id": "somebody"},
+    {"key": "mn_chosen00_x"},
+    {"role": "admin"},
+]
+
+
+async def test_a_key_cannot_be_made_to_be_more(application: Application) -> None:
+    for fields in WRONG:
+        reply = await application.client.post(KEYS, json={"name": "laptop", **fields})
+        assert reply.status_code == 422, fields
+        assert reply.json()["errors"][0]["field"].split(".")[0] == next(iter(fields))
 
 
 async def test_the_last_use_is_written_in_groups(application: Application) -> None:
