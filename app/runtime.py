@@ -20,6 +20,7 @@ from app.core.accounts import Accounts
 from app.core.api_keys import KeyUses
 from app.core.cache_service import CacheService
 from app.core.callers import Callers
+from app.core.idempotency import Idempotency
 from app.core.login_limits import LoginLimits
 from app.core.metrics import Metrics
 from app.core.rate_limiter import RateLimiter
@@ -66,6 +67,7 @@ class Runtime:
     callers: Callers
     accounts: Accounts
     key_uses: KeyUses
+    idempotency: Idempotency
     runs: RunLog
     metrics: Metrics
     totals: Totals
@@ -197,12 +199,17 @@ async def open_runtime(
         # Once before the first request, so that no worker is ever missing in the numbers of another.
         await totals.report()
         totals.start()
+        # First of all to end: what it runs needs everything else.
+        idempotency = Idempotency(database)
+        stack.push_async_callback(idempotency.aclose)
+        idempotency.start()
         yield Runtime(
             settings=settings,
             database=database,
             callers=callers,
             accounts=Accounts(database, passwords, callers),
             key_uses=key_uses,
+            idempotency=idempotency,
             runs=runs,
             metrics=metrics,
             totals=totals,

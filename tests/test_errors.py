@@ -1,6 +1,7 @@
 """The error tree in the docstring is the tree in the code."""
 
 import re
+from pathlib import Path
 
 from app import errors
 from app.errors import MnemosineError
@@ -30,3 +31,10 @@ def test_the_drawn_status_is_the_status() -> None:
 def test_codes_are_unique_but_for_the_general_one() -> None:
     codes = [kind.code for kind in tree(MnemosineError) if kind not in (errors.ModelError,)]
     assert len(codes) == len(set(codes))
+
+
+def test_every_code_has_its_line_of_documentation_with_its_status() -> None:
+    page = (Path(__file__).parent.parent / "docs/reference/errors.md").read_text()
+    documented = dict(re.findall(r"^\| `([a-z-]+)` \| (\d{3}|–) \|", page, re.MULTILINE))
+    for kind in tree(MnemosineError):
+        assert documented.get(kind.code) in (str(kind.status), "–"), kind.code

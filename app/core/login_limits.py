@@ -1,24 +1,20 @@
 """How often a password may be tried: per account and per peer, on every outage too."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from hashlib import sha256
 from time import monotonic
-from typing import Protocol
 
 from app.errors import LimitExceeded, StoreUnavailable
+from app.stores.meters import Meters
 from app.stores.protocol import Verdict
 
 _MINUTE_S = 60.0
 _HOUR_S = 3600.0
 
 
-class Take(Protocol):
-    """`SharedStore.take`."""
-
-    async def __call__(self, key: bytes, *, cost: int = 1, limit: int, window_s: float, force: bool = False) -> Verdict:
-        """Take from a meter, if that much is there."""
-        ...
+Take = Callable[..., Awaitable[Verdict]]
+"""`SharedStore.take`."""
 
 
 class LoginLimits:
@@ -31,8 +27,8 @@ class LoginLimits:
 
     def __init__(self, take: Take | None = None, *, clock: Callable[[], float] = monotonic) -> None:
         """Count in the store behind `take`; without one, in this process."""
-        self._own = _Meters(clock=clock).take
-        self._take = take or self._own
+        self._own = Meters(clock=clock)
+        self._shared = take
 
     async def count(self, account: str, peer: str) -> None:
         """Count an attempt. Raises `LimitExceeded` where there were too many; that one is not counted."""
@@ -50,9 +46,10 @@ class LoginLimits:
             await self._change(key, cost=-1, limit=limit, window_s=window_s)
 
     async def _change(self, key: bytes, *, cost: int, limit: int, window_s: float) -> Verdict:
-        with suppress(StoreUnavailable):
-            return await self._take(key, cost=cost, limit=limit, window_s=window_s, force=cost < 0)
-        return await self._own(key, cost=cost, limit=limit, window_s=window_s, force=cost < 0)
+        if self._shared is not None:
+            with suppress(StoreUnavailable):
+                return await self._shared(key, cost=cost, limit=limit, window_s=window_s)
+        return self._own.take(key, cost=cost, limit=limit, window_s=window_s)
 
 
 def _meters(account: str, peer: str) -> list[tuple[bytes, int, float]]:
@@ -66,31 +63,3 @@ def _meters(account: str, peer: str) -> list[tuple[bytes, int, float]]:
 
 def _digest(kind: str, name: str) -> bytes:
     return sha256(f"login {kind}:{name}".encode("utf-8", "surrogatepass")).digest()
-
-
-class _Meters:
-    """GCRA in this process, for at most `capacity` keys; when there are more, new ones are refused."""
-
-    def __init__(self, *, clock: Callable[[], float], capacity: int = 100_000) -> None:
-        self._clock = clock
-        self._capacity = capacity
-        self._full_at: dict[bytes, float] = {}
-        """For each key the moment when its meter will be as if never used."""
-
-    async def take(self, key: bytes, *, cost: int = 1, limit: int, window_s: float, force: bool = False) -> Verdict:
-        now = self._clock()
-        if key not in self._full_at and len(self._full_at) >= self._capacity:
-            self._full_at = {key: at for key, at in self._full_at.items() if at > now}
-            if len(self._full_at) >= self._capacity:
-                return Verdict(allowed=False, remaining=0, retry_after_s=window_s, reset_s=window_s)
-        step_s = window_s / limit
-        before = max(self._full_at.get(key, now), now)
-        after = before + cost * step_s
-        wait_s = after - window_s - now
-        # A step has no exact length in binary, and nobody waits for a billionth of a second.
-        if wait_s > 1e-9 and not force:
-            free = int((window_s - (before - now)) / step_s + 1e-9)
-            return Verdict(allowed=False, remaining=free, retry_after_s=wait_s, reset_s=before - now)
-        self._full_at[key] = after
-        left = int((window_s - (after - now)) / step_s + 1e-9)
-        return Verdict(allowed=True, remaining=max(0, left), retry_after_s=0.0, reset_s=max(0.0, after - now))

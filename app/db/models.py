@@ -16,6 +16,7 @@ from sqlalchemy import (
     Double,
     ForeignKey,
     Index,
+    LargeBinary,
     MetaData,
     Numeric,
     String,
@@ -141,6 +142,28 @@ class ApiKey(Base):
     last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
+class KeptReply(Base):
+    """A request that came with an `Idempotency-Key`: who answers it, and then what the answer was."""
+
+    __tablename__ = "kept_replies"
+    __table_args__ = (Index(None, "user_id"), Index(None, "expires_at"))
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """SHA-256 of caller, route and key."""
+    user_id: Mapped[str] = mapped_column(String(32), ForeignKey("users.id", ondelete="CASCADE"))
+    request_digest: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of the body: another body under the same key is a mistake of the client."""
+    owner: Mapped[str] = mapped_column(String(32))
+    """The one run that answers it."""
+    owned_until: Mapped[datetime] = mapped_column(UtcDateTime)
+    """Renewed while the run goes on; after it the owner counts as dead."""
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    status: Mapped[int | None]
+    """Of the answer; `NULL` while there is none."""
+    headers: Mapped[list[list[str]] | None] = mapped_column(JSON(none_as_null=True))
+    body: Mapped[bytes | None] = mapped_column(LargeBinary)
+
+
 class Run(Base):
     """What one prompt was, cost and came to; not what was said.
 
@@ -257,6 +280,7 @@ class CachedAnswer(Base):
 # The query modules work on tables: rows become frozen dataclasses, and no ORM object leaves the room.
 users = cast("Table", User.__table__)
 api_keys = cast("Table", ApiKey.__table__)
+kept_replies = cast("Table", KeptReply.__table__)
 runs = cast("Table", Run.__table__)
 conversations = cast("Table", Conversation.__table__)
 conversation_entries = cast("Table", ConversationEntry.__table__)

@@ -6,6 +6,7 @@ The only module that knows alembic, and only inside functions: a process that fi
 import asyncio
 import fcntl
 import os
+import re
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -48,8 +49,17 @@ def upgrade(url: str, *, connect_timeout_s: float = 3.0, lock_timeout_s: float =
 
 
 def _revisions() -> list[str]:
-    # Files are named `0001_what_it_does.py` and form one line; a test compares this with what alembic reads.
-    return sorted(path.name.partition("_")[0] for path in (_MIGRATIONS / "versions").glob("[0-9]*_*.py"))
+    # Files are named `0001_what_it_does.py` and form one line, which need not be that of their numbers: several are
+    # written at once. A test compares this with what alembic reads.
+    after: dict[str | None, str] = {}
+    for path in (_MIGRATIONS / "versions").glob("[0-9]*_*.py"):
+        before = re.search(r'^down_revision = (?:"(\w+)"|None)$', path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert before is not None, f"{path} names no down_revision"
+        after[before[1]] = path.name.partition("_")[0]
+    line = [after[None]]
+    while (following := after.get(line[-1])) is not None:
+        line.append(following)
+    return line
 
 
 async def _current(url: str, connect_timeout_s: float) -> str | None:

@@ -83,18 +83,7 @@ async def test_right_passwords_are_not_counted_but_do_not_forgive_wrong_ones() -
 
 
 async def test_a_store_that_is_away_leaves_the_same_limits_in_this_process() -> None:
-    async def away(key: bytes, *, cost: int = 1, limit: int, window_s: float, force: bool = False) -> Verdict:
+    async def away(key: bytes, *, cost: int, limit: int, window_s: float) -> Verdict:
         raise StoreUnavailable("the store does not answer")
 
     assert await tries(LoginLimits(away, clock=Clock()), "ada", "10.0.0.1") == 5
-
-
-async def test_too_many_names_are_refused_rather_than_forgotten() -> None:
-    from app.core import login_limits
-
-    clock = Clock()
-    meters = login_limits._Meters(clock=clock, capacity=3)  # pyright: ignore[reportPrivateUsage]
-    verdicts = [await meters.take(bytes([number]), limit=5, window_s=60) for number in range(5)]
-    assert [verdict.allowed for verdict in verdicts] == [True] * 3 + [False] * 2
-    clock.now += 60
-    assert (await meters.take(b"new", limit=5, window_s=60)).allowed

@@ -7,13 +7,14 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from app.api.dependencies import AgentRoomDep, LimitedCaller
-from app.api.json_route import Body, JsonRoute, Text
+from app.api.idempotency import IdempotentRoute
+from app.api.json_route import Body, Text
 from app.api.known_questions import KnownQuestions
 from app.api.visit import visit_of
 from app.core.run import Answer, CacheMode, Question, RunSettings
 from app.errors import FieldFault, InvalidFields
 
-router = APIRouter(prefix="/api/v1", tags=["agents"], route_class=JsonRoute)
+router = APIRouter(prefix="/api/v1", tags=["agents"], route_class=IdempotentRoute)
 
 INT64_MAX = 2**63 - 1
 MAX_MESSAGE_CHARS = 400_000
