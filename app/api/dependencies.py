@@ -16,7 +16,7 @@ from app.runtime import AgentRoom, Runtime
 _bearer = OAuth2PasswordBearer("/api/v1/auth/token", auto_error=False)
 
 
-def _runtime(request: Request) -> Runtime:
+async def _runtime(request: Request) -> Runtime:
     return cast("Runtime", request.app.state.runtime)
 
 
@@ -50,7 +50,7 @@ LimitedCaller = Annotated[Caller, Depends(_limited_caller)]
 """Like `CurrentCaller`, for routes that ask a model: counts as a prompt, against `RATE_LIMIT_PER_MINUTE`."""
 
 
-def _admin(caller: CurrentCaller) -> Caller:
+async def _admin(caller: CurrentCaller) -> Caller:
     if not caller.is_admin:
         raise NotAllowed("only an administrator may do this")
     return caller
@@ -59,7 +59,7 @@ def _admin(caller: CurrentCaller) -> Caller:
 Admin = Annotated[Caller, Depends(_admin)]
 
 
-def _signed_in(caller: CurrentCaller) -> Caller:
+async def _signed_in(caller: CurrentCaller) -> Caller:
     if caller.key_id is not None:
         raise NotAllowed("an API key may not do this; sign in with the password and use the token")
     return caller
@@ -69,7 +69,7 @@ SignedIn = Annotated[Caller, Depends(_signed_in)]
 """Whoever signed in with a password. A key that leaked must not be able to make others, or to lock its owner out."""
 
 
-def _peer(request: Request) -> str:
+async def _peer(request: Request) -> str:
     host = request.client.host if request.client else ""
     try:
         address = ipaddress.ip_address(host)

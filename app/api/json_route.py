@@ -10,6 +10,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.straight import straight
 from app.errors import InvalidRequest, UnsupportedMedia
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -28,6 +29,9 @@ class JsonRoute(APIRoute):
         field = self.body_field
         if field is None or isinstance(field.field_info, params.Form):
             return handle
+
+        if (route := straight(self)) is not None:
+            handle = route.answer
 
         async def handle_json(request: Request) -> Response:
             return await handle(await _StrictRequest.read(request))
