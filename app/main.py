@@ -62,11 +62,11 @@ def create_app(settings: Settings) -> FrontDoor:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     for router in (
+        agent.router,  # first: routes are tried in order, and most requests are prompts
         health.router,
         auth.router,
         api_keys.router,
         users.router,
-        agent.router,
         agents.router,
         performance.router,
         health_detailed.router,

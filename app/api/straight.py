@@ -43,7 +43,7 @@ class Straight:
         values: list[Any] = [request, headers, None]
         if self.body is not None:
             try:
-                values[_BODY] = self.body.model_validate(await request.json())
+                values[_BODY] = self.body.model_validate(await request.json(), from_attributes=True)
             except ValidationError as error:
                 faults = error.errors(include_url=False, include_context=False)
                 raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from error
@@ -88,10 +88,8 @@ def _plan(dependant: Dependant, steps: list[_Step], placed: dict[Any, int]) -> i
         return None
     if dependant.websocket_param_name or dependant.security_scopes_param_name:
         return None
-    arguments: list[tuple[str, int]] = []
-    for name in (dependant.request_param_name, dependant.http_connection_param_name):
-        if name:
-            arguments.append((name, _REQUEST))
+    requests = (dependant.request_param_name, dependant.http_connection_param_name)
+    arguments = [(name, _REQUEST) for name in requests if name]
     if dependant.response_param_name:
         arguments.append((dependant.response_param_name, _RESPONSE))
     arguments += [(field.name, _BODY) for field in dependant.body_params]

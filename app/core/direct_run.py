@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic_ai import Agent, ModelMessage, ModelRequest, ModelResponse, ModelSettings, RunContext, TextPart, Tool
-from pydantic_ai._genai_prices import fill_response_cost
 from pydantic_ai._utils import fill_run_metadata
 from pydantic_ai._uuid import uuid7
 from pydantic_ai.agent import _AUTO_INJECT_CAPABILITY_TYPES
@@ -20,6 +19,8 @@ from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.run import AgentRunResult, AgentRunResultEvent
 from pydantic_ai.settings import merge_model_settings
 from pydantic_ai.usage import RunUsage
+
+from app.core.prices import fill_cost
 
 AnyAgent = Agent[Any, Any]
 
@@ -170,7 +171,7 @@ class DirectAgent:
             return None
         fill_run_metadata(response, run_id=request.run_id, conversation_id=request.conversation_id)
         response.model_id = response.model_id or self._model.model_id
-        fill_response_cost(response)
+        fill_cost(response)
         usage = RunUsage(requests=1)
         usage.incr(response.usage)
         return DirectResult(text, usage, [*asked.history, request, response])

@@ -1,0 +1,37 @@
+"""The price of a response, and models that nobody sells."""
+
+from decimal import Decimal
+
+import pytest
+from pydantic_ai import ModelResponse, TextPart
+from pydantic_ai.usage import RequestUsage
+
+from app.core import prices
+
+
+def response(model: str) -> ModelResponse:
+    usage = RequestUsage(input_tokens=10_000, output_tokens=2_000)
+    return ModelResponse([TextPart("Hi")], model_name=model, provider_name="openai", usage=usage)
+
+
+def test_a_listed_model_has_its_price_each_time() -> None:
+    for _ in range(2):
+        answer = response("gpt-4o-mini")
+        prices.fill_cost(answer)
+        assert answer.usage.cost == Decimal("0.0027")
+
+
+def test_an_unlisted_model_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up: list[str | None] = []
+    original = prices.fill_response_cost
+
+    def fill(answer: ModelResponse) -> None:
+        looked_up.append(answer.model_name)
+        original(answer)
+
+    monkeypatch.setattr(prices, "fill_response_cost", fill)
+    for _ in range(3):
+        answer = response("a-model-of-our-own")
+        prices.fill_cost(answer)
+        assert answer.usage.cost is None
+    assert looked_up == ["a-model-of-our-own"]
