@@ -5,10 +5,12 @@
     ├── InvalidRequest          400  the request cannot be read at all
     │   ├── PayloadTooLarge     413
     │   ├── UnsupportedMedia    415
+    │   ├── UnsupportedParameter  400  a parameter of OpenAI's that would change the answer, and cannot here
     │   └── InvalidFields       422  readable, but fields are wrong; each one is named
     ├── NotAuthenticated        401  no credentials, or bad ones
     ├── NotAllowed              403  known caller, but not for this
     ├── NotFound                404  not there, or not yours: one answer for both
+    │   └── ModelNotFound       404  no agent of this name, asked for as a model
     ├── Conflict                409  the state of things forbids it
     ├── LimitExceeded           429  over a rate limit or a budget
     ├── ModelError              what the model's provider did to us
@@ -97,6 +99,13 @@ class UnsupportedMedia(InvalidRequest):
     title = "Unsupported media type"
 
 
+class UnsupportedParameter(InvalidRequest):
+    """A parameter of OpenAI's API that would change the answer is not known here; `errors` names it."""
+
+    code = "unsupported-parameter"
+    title = "Unsupported parameter"
+
+
 class InvalidFields(InvalidRequest):
     """The body is JSON, but fields are missing, unknown or out of bounds."""
 
@@ -127,6 +136,13 @@ class NotFound(MnemosineError):
     code = "not-found"
     status = 404
     title = "Not found"
+
+
+class ModelNotFound(NotFound):
+    """No agent has the name that an OpenAI request gives as its `model`."""
+
+    code = "model-not-found"
+    title = "Model not found"
 
 
 class Conflict(MnemosineError):

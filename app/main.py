@@ -17,6 +17,8 @@ from app import __version__
 from app.api import health
 from app.api.front_door import FrontDoor
 from app.api.known_questions import KnownQuestions
+from app.api.openai import chat as openai_chat
+from app.api.openai import models as openai_models
 from app.api.problems import add_problem_handlers
 from app.api.v1 import (
     agent,
@@ -74,6 +76,8 @@ def create_app(settings: Settings) -> FrontDoor:
         prometheus.router,
         requests.router,
         response_cache.router,
+        openai_models.router,
+        openai_chat.router,
     ):
         api.include_router(router)
     add_problem_handlers(api)

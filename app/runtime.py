@@ -23,6 +23,7 @@ from app.core.callers import Callers
 from app.core.idempotency import Idempotency
 from app.core.login_limits import LoginLimits
 from app.core.metrics import Metrics
+from app.core.open_streams import OpenStreams
 from app.core.rate_limiter import RateLimiter
 from app.core.run_log import RunLog
 from app.core.security import PasswordHasher, TokenSigner, generate_password, open_data_dir, signing_key
@@ -86,6 +87,8 @@ class Runtime:
     """Set when this worker is to end: it is not ready any more, what never ends by itself ends now."""
     last_call: asyncio.Event
     """Set some seconds before what still runs is cancelled: a stream of an answer ends with its `error` event now."""
+    streams: OpenStreams
+    """Answers under way as streams; they end at the last call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,8 @@ async def open_runtime(
 ) -> AsyncGenerator[Runtime]:
     """Open every resource of one worker and close them in reverse, whatever happens in between."""
     metrics = metrics or Metrics()
+    last_call = last_call or asyncio.Event()
+    streams = OpenStreams()
     parts: dict[str, Callable[[], Mapping[str, Any]]] = {"agent_pool": dict, "cache": dict}
     async with AsyncExitStack() as stack:
         stack.enter_context(tracing.open_tracing(__version__))
@@ -194,6 +199,8 @@ async def open_runtime(
         follower = asyncio.create_task(_follow_reloads(settings, agent_room), name="agent-reloads")
         stack.push_async_callback(_end, follower)
         stack.push_async_callback(_end, asyncio.create_task(watch_loop(metrics), name="loop-watch"))
+        telling = asyncio.create_task(_end_streams(last_call, streams), name="last-call")
+        stack.push_async_callback(_end, telling)
         totals = await _open_totals(settings, metrics, parts, database, store)
         stack.push_async_callback(totals.aclose)
         # Once before the first request, so that no worker is ever missing in the numbers of another.
@@ -226,7 +233,8 @@ async def open_runtime(
             agent_room=agent_room,
             started_at=monotonic(),
             draining=draining or asyncio.Event(),
-            last_call=last_call or asyncio.Event(),
+            last_call=last_call,
+            streams=streams,
         )
 
 
@@ -380,6 +388,11 @@ def _signing_key(settings: Settings) -> bytes:
     if settings.secret_key is not None:
         return settings.secret_key.get_secret_value().encode()
     return signing_key(settings.data_dir)
+
+
+async def _end_streams(last_call: asyncio.Event, streams: OpenStreams) -> None:
+    await last_call.wait()
+    streams.drain()
 
 
 async def _end(task: asyncio.Task[Any]) -> None:

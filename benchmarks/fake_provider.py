@@ -373,7 +373,8 @@ class FakeProvider:
         return deltas
 
     def _padded(self, text: str) -> str:
-        return text.ljust(self.chunks, ".")  # a stream of n chunks needs n characters, and both forms say the same
+        # A stream of n chunks needs n characters, and both forms say the same; JSON stays JSON.
+        return text.ljust(self.chunks, " " if text.startswith("{") else ".")
 
     def _usage(self) -> str:
         total = self.prompt_tokens + self.completion_tokens

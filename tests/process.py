@@ -1,5 +1,6 @@
-"""A server as a user starts it: its own process, its own data directory, a free port."""
+"""A server as a user starts it, and a fake provider: each a process of its own on a free port."""
 
+import json
 import os
 import re
 import signal
@@ -7,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,43 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.send_signal(signum)
         return self.process.wait(timeout=40)
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderProcess:
+    """A fake provider in a process of its own; `stats()` are its counters."""
+
+    base_url: str
+
+    def stats(self) -> dict[str, int]:
+        return httpx2.get(self.base_url.replace("/v1", "/stats")).json()
+
+    def control(self, **changes: object) -> None:
+        """Change what it does from now on; see `benchmarks/fake_provider.py`."""
+        httpx2.post(self.base_url.replace("/v1", "/control"), json=changes).raise_for_status()
+
+    def wait_until(self, claim: Callable[[dict[str, int]], bool], *, timeout_s: float = 10.0) -> dict[str, int]:
+        """The counters as soon as they fulfil `claim`. Raises `AssertionError` with the last ones."""
+        deadline = time.monotonic() + timeout_s
+        while not claim(stats := self.stats()):
+            assert time.monotonic() < deadline, stats
+            time.sleep(0.02)
+        return stats
+
+
+@contextmanager
+def providing(*options: str) -> Generator[ProviderProcess]:
+    """A fake provider for as long as the block lasts."""
+    command = [sys.executable, "-m", "benchmarks.fake_provider", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        yield ProviderProcess(json.loads(process.stdout.readline())["base_url"])
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def free_port() -> int:

@@ -87,13 +87,14 @@ def problem(scope: Mapping[str, Any], error: MnemosineError, *, headers: Mapping
     if isinstance(error, NotAuthenticated):
         sent["WWW-Authenticate"] = "Bearer"
     if str(scope.get("path", "")).startswith("/v1/"):
-        body, media_type = _openai_shape(error), "application/json"
+        body, media_type = openai_error(error), "application/json"
     else:
-        body, media_type = _problem_shape(error, visit.request_id), "application/problem+json"
+        body, media_type = problem_object(error, visit.request_id), "application/problem+json"
     return Response(to_json(body), error.status, headers=sent, media_type=media_type)
 
 
-def _problem_shape(error: MnemosineError, request_id: str) -> dict[str, object]:
+def problem_object(error: MnemosineError, request_id: str) -> dict[str, object]:
+    """`error` as RFC 9457 writes it."""
     body: dict[str, object] = {
         "type": TYPE_BASE + error.code,
         "title": error.title,
@@ -106,7 +107,8 @@ def _problem_shape(error: MnemosineError, request_id: str) -> dict[str, object]:
     return body
 
 
-def _openai_shape(error: MnemosineError) -> dict[str, object]:
+def openai_error(error: MnemosineError) -> dict[str, object]:
+    """`error` as OpenAI's clients read it."""
     message = error.detail
     if error.errors:
         message = "; ".join(f"{fault.field}: {fault.message}" for fault in error.errors)

@@ -1,6 +1,6 @@
 """One run of an agent: the question in Pydantic AI's words, then its events and its outcome in ours."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -89,7 +89,7 @@ async def run_agent(entry: PooledAgent, question: Question, deps: Any, *, run_id
         "instructions": question.instructions,
         # A Python agent is one object for every run, so the model comes with the run.
         "model": None if entry.agent.model is entry.model else entry.model,
-        "model_settings": settings,
+        "model_settings": _with_tool_choice(question, settings),
         **_shape(entry, question),
     }
     if tell is None:
@@ -160,7 +160,7 @@ def _shape(entry: PooledAgent, question: Question) -> dict[str, Any]:
                 errors=[FieldFault("response_format", "cannot be given to an agent that has an output schema")],
             )
         output = _output_type(entry, question)
-    if not question.client_tools:
+    if not question.client_tools or question.tool_choice == "none":
         return {"output_type": output}
     tools = [
         ToolDefinition(
@@ -221,7 +221,17 @@ def _model_settings(question: Question) -> ModelSettings:
         chosen["seed"] = settings.seed
     if settings.stop is not None:
         chosen["stop_sequences"] = list(settings.stop)
-    if question.client_tools and question.tool_choice != "auto":
-        choice = question.tool_choice
-        chosen["tool_choice"] = choice if choice in ("none", "required") else [choice]
     return chosen
+
+
+def _with_tool_choice(question: Question, settings: ModelSettings) -> ModelSettings | Callable[[Any], ModelSettings]:
+    if not question.client_tools or question.tool_choice in ("auto", "none"):
+        return settings
+    names = [tool.name for tool in question.client_tools]
+    chosen: ModelSettings = {
+        **settings,
+        "tool_choice": names if question.tool_choice == "required" else [question.tool_choice],
+    }
+    # As a function: Pydantic AI refuses a fixed choice that leaves no way to a final answer, but here the call ends
+    # the run.
+    return lambda _: chosen

@@ -86,6 +86,11 @@ class Telling:
         self._finish = finish
         self._answer = answer
 
+    @property
+    def kept(self) -> Answer | None:
+        """The answer, where it comes from memory."""
+        return self._answer
+
     async def answer(self) -> Answer:
         """The whole answer."""
         if self._answer is not None:
@@ -318,6 +323,9 @@ class CacheService:
                 self._saved_for(key.agent).add(answer)
                 return answer
 
+            if state == "HIT":
+                yield Telling(state, answer=finish(await flight.answer()))
+                return
             yield Telling(state, flight=flight, finish=finish)
 
     async def _fly(

@@ -100,7 +100,16 @@ class PromptService:
 
     async def _events(self, asked: "_Asked", telling: Telling, record: Recording) -> AsyncGenerator[RunEvent]:
         question = asked.question
-        yield Started(asked.run_id, asked.definition.name, asked.model_name, question.conversation_id, telling.state)
+        kept = telling.kept
+        yield Started(
+            asked.run_id,
+            asked.definition.name,
+            asked.model_name,
+            question.conversation_id,
+            telling.state,
+            age_s=kept.age_s if kept else 0.0,
+            ttl_s=kept.ttl_s if kept else None,
+        )
         async for event in telling.events():
             if isinstance(event, Answer):
                 event = asked.ours(event)

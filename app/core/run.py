@@ -191,6 +191,10 @@ class Started:
     model: str
     conversation_id: str | None
     cache: CacheState
+    age_s: float = 0.0
+    """Seconds since a kept answer was stored."""
+    ttl_s: float | None = None
+    """Seconds that a kept answer still stays."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from app.api.dependencies import AgentRoomDep, LimitedCaller
+from app.api.cache_headers import cache_headers, cache_mode
+from app.api.dependencies import AgentRoomDep, LimitedCaller, RuntimeDep
+from app.api.event_stream import EventStream
 from app.api.idempotency import IdempotentRoute
 from app.api.json_route import Body, Text
 from app.api.known_questions import KnownQuestions
+from app.api.v1.prompt_events import PromptEvents
 from app.api.visit import visit_of
 from app.core.run import Answer, CacheMode, Question, RunSettings
-from app.errors import FieldFault, InvalidFields
 
 router = APIRouter(prefix="/api/v1", tags=["agents"], route_class=IdempotentRoute)
 
@@ -77,54 +79,35 @@ class PromptReply(BaseModel):
     processing_time_ms: float
 
 
-@router.post("/agent/prompt")
+_STREAMED: dict[str, Any] = {
+    "description": "The answer; as server-sent events where `stream` is true.",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+
+
+@router.post("/agent/prompt", response_model=PromptReply, responses={200: _STREAMED})
 async def prompt(
-    body: PromptBody, caller: LimitedCaller, room: AgentRoomDep, request: Request, response: Response
-) -> PromptReply:
-    """Ask an agent and wait for its whole answer."""
-    if body.stream:
-        raise InvalidFields(
-            "streaming is not available yet", errors=[FieldFault("stream", "must be false in this version")]
-        )
-    answer = await room.prompts.answer(caller, _question(body, request.headers.get("cache-control", "")))
-    response.headers.update(_cache_headers(answer))
+    body: PromptBody,
+    caller: LimitedCaller,
+    runtime: RuntimeDep,
+    room: AgentRoomDep,
+    request: Request,
+    response: Response,
+) -> PromptReply | Response:
+    """Ask an agent, and wait for its whole answer or, with `"stream": true`, receive it while it is made."""
+    question = _question(body, request.headers.get("cache-control", ""))
     visit = visit_of(request.scope)
+    if body.stream:
+        wire = PromptEvents(visit.request_id, lambda answer: _written(_reply(answer, visit.elapsed_ms)))
+        return EventStream(room.prompts.stream(caller, question), wire, runtime.streams)
+    answer = await room.prompts.answer(caller, question)
+    response.headers.update(cache_headers(answer.cache, age_s=answer.age_s, ttl_s=answer.ttl_s))
     if visit.request_digest is not None:
         known: KnownQuestions = request.app.state.known_questions
         known.learn(visit.request_digest, caller, answer, room.agents.version)
     if answer.cache != "HIT":
         visit.stages_ms["model"] = answer.model_s * 1000
     return _reply(answer, visit.elapsed_ms)
-
-
-def _cache_headers(answer: Answer) -> dict[str, str]:
-    """How the cache took part, in our word and in those of RFC 9211."""
-    ttl = None if answer.ttl_s is None else f"ttl={max(0, int(answer.ttl_s))}"
-    match answer.cache:
-        case "HIT":
-            status = ["hit", ttl]
-        case "COALESCED":
-            status = ["fwd=miss", "collapsed", ttl]
-        case "MISS":
-            status = ["fwd=miss", ttl and "stored", ttl]
-        case "REFRESH":
-            status = ["fwd=request", ttl and "stored", ttl]
-        case "BYPASS":
-            status = ["fwd=bypass"]
-    headers = {
-        "X-Cache": answer.cache,
-        "Cache-Status": "; ".join(["mnemosine", *(part for part in status if part)]),
-    }
-    if answer.cache == "HIT":
-        headers["Age"] = str(int(answer.age_s))
-    return headers
-
-
-def _cache_mode(asked: CacheMode, cache_control: str) -> CacheMode:
-    directives = {part.strip().lower() for part in cache_control.split(",")}
-    if "no-store" in directives or asked == "off":
-        return "off"
-    return "refresh" if "no-cache" in directives else asked
 
 
 def _question(body: PromptBody, cache_control: str) -> Question:
@@ -141,9 +124,13 @@ def _question(body: PromptBody, cache_control: str) -> Question:
             seed=chosen.seed,
             stop=tuple(chosen.stop) if chosen.stop is not None else None,
         ),
-        cache_mode=_cache_mode(body.cache.mode, cache_control),
+        cache_mode=cache_mode(body.cache.mode, cache_control),
         cache_ttl_s=body.cache.ttl,
     )
+
+
+def _written(reply: PromptReply) -> bytes:
+    return reply.__pydantic_serializer__.to_json(reply)
 
 
 def _reply(answer: Answer, elapsed_ms: float) -> PromptReply:

@@ -1,0 +1,1 @@
+"""OpenAI's wire format: every agent is a model behind `/v1`."""

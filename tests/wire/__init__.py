@@ -1,0 +1,1 @@
+"""Every wire against a running server, by the clients that people use."""
