@@ -15,6 +15,7 @@ from app.errors import ProviderFailed, StoreUnavailable
 from app.stores.local import LocalStore
 from app.stores.memory import MemoryStore
 from app.stores.protocol import SharedStore
+from app.stores.redis import RedisStore
 
 
 def key(prompt: str = "Hi", scope: str = "user:1", agent: str = "default") -> CacheKey:
@@ -58,12 +59,19 @@ def cache_on(store: SharedStore) -> CacheService:
 Open = Callable[[], Awaitable[SharedStore]]
 
 
-@pytest.fixture
-async def open_store(tmp_path: Path) -> AsyncIterator[Open]:
+@pytest.fixture(params=["local", pytest.param("redis", marks=pytest.mark.service)])
+async def open_store(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Open]:
+    """Opens the store of one more process, on one machine or on many."""
+    url: str | None = request.getfixturevalue("redis_url") if request.param == "redis" else None
     async with AsyncExitStack() as stack:
 
         async def open_one() -> SharedStore:
-            store = LocalStore(tmp_path / "shared")
+            store: SharedStore
+            if url is None:
+                store = LocalStore(tmp_path / "shared")
+            else:
+                store = redis = RedisStore(url)
+                await redis.start()
             stack.push_async_callback(store.aclose)
             return store
 

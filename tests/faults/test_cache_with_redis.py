@@ -1,0 +1,170 @@
+"""The cache over a Redis that is slow, frozen, killed or talks nonsense: right answers, or the model's."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from time import perf_counter
+from urllib.parse import urlsplit
+
+import pytest
+
+from benchmarks.fake_provider import FakeProvider
+from tests.application import Application, open_application
+from tests.fault_proxy import FaultProxy
+from tests.servers import RedisServer
+
+pytestmark = pytest.mark.service
+
+
+CALLERS = 8
+"""At once, by replica. More would stall the event loop that all parts of this share, and Redis would seem away."""
+
+
+@pytest.fixture
+async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeProvider]:
+    async with FakeProvider() as provider:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
+        monkeypatch.setenv("OPENAI_BASE_URL", provider.base_url)
+        yield provider
+
+
+@asynccontextmanager
+async def application_on(data_dir: Path, redis_url: str) -> AsyncGenerator[Application]:
+    async with open_application(
+        data_dir,
+        default_model="openai-chat:gpt-4o-mini",
+        redis_url=redis_url,
+        rate_limit_per_minute=0,
+        provider_max_concurrency=100_000,
+        max_requests_in_flight=100_000,
+    ) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def through_a_proxy(redis_url: str, mode: str) -> AsyncGenerator[tuple[str, FaultProxy]]:
+    parts = urlsplit(redis_url)
+    assert parts.hostname
+    assert parts.port
+    async with FaultProxy(parts.hostname, parts.port, mode=mode) as proxy:
+        yield parts._replace(netloc=f"127.0.0.1:{proxy.port}").geturl(), proxy
+
+
+async def storm(application: Application, *, requests: int, cancels: int, seed: int) -> tuple[int, list[str]]:
+    """Ask questions, of which `cancels` are given up and asked again at once; counts right ones, lists foreign ones."""
+    chance = random.Random(seed)
+    given_up = set(chance.sample(range(requests), cancels))
+    right, foreign = 0, list[str]()
+
+    async def caller(numbers: list[int]) -> None:
+        nonlocal right
+        for number in numbers:
+            # Few questions, so that hits, joined runs and misses of one key meet.
+            nonce = f"nonce:storm-{number % 50}"
+            if number in given_up:
+                asked = asyncio.create_task(application.prompt(nonce))
+                await asyncio.sleep(chance.uniform(0, 0.03))
+                asked.cancel()
+                await asyncio.gather(asked, return_exceptions=True)
+            reply = await application.prompt(nonce)
+            assert reply.status_code == 200, reply.text
+            if f"{nonce} " in reply.json()["response"]:
+                right += 1
+            else:
+                foreign.append(f"{nonce}: {reply.text}")
+
+    await asyncio.gather(*(caller(list(range(start, requests, CALLERS))) for start in range(CALLERS)))
+    return right, foreign
+
+
+@pytest.mark.parametrize("requests", [150, pytest.param(1000, marks=[pytest.mark.soak, pytest.mark.timeout(600)])])
+async def test_a_storm_of_cancellations_brings_nobody_a_foreign_answer(
+    fake: FakeProvider, redis_url: str, tmp_path: Path, requests: int
+) -> None:
+    # The control with a driver that mixes answers up is in test_redis_faults.py.
+    fake.latency_s = 0.02
+    async with (
+        through_a_proxy(redis_url, "latency:10") as (url, _),
+        application_on(tmp_path / "one", url) as one,
+        application_on(tmp_path / "two", url) as two,
+    ):
+        found = await asyncio.gather(
+            storm(one, requests=requests, cancels=requests // 2, seed=1),
+            storm(two, requests=requests, cancels=requests // 2, seed=2),
+        )
+        assert [foreign for _, foreign in found] == [[], []]
+        assert sum(right for right, _ in found) == 2 * requests
+        for application in (one, two):
+            counts = application.runtime.cache.counts
+            assert counts.hits > requests // 5, "the control: the storm met kept answers"
+            assert counts.tier_failures < requests // 2, "the control: Redis was asked, and answered"
+
+
+async def test_two_replicas_are_one_cache_and_one_clear(fake: FakeProvider, redis_url: str, tmp_path: Path) -> None:
+    async with application_on(tmp_path / "one", redis_url) as one, application_on(tmp_path / "two", redis_url) as two:
+        # Two installations have users of their own; what they share needs a shared scope or one database.
+        assert (await one.prompt("nonce:R")).headers["x-cache"] == "MISS"
+        assert (await one.prompt("nonce:R")).headers["x-cache"] == "HIT"
+        cleared = await two.client.post("/api/v1/performance/cache/clear")
+        assert cleared.status_code == 200
+        assert (await one.prompt("nonce:R")).headers["x-cache"] == "MISS"
+
+
+async def took_s(application: Application, message: str) -> float:
+    began = perf_counter()
+    reply = await application.prompt(message)
+    assert reply.status_code == 200, reply.text
+    return perf_counter() - began
+
+
+async def hit_again(application: Application, message: str, *, within_s: float) -> None:
+    async with asyncio.timeout(within_s):
+        while (await application.prompt(message)).headers["x-cache"] != "HIT":
+            await asyncio.sleep(0.1)
+
+
+async def test_a_frozen_redis_costs_five_calls_a_moment_and_then_nothing(
+    fake: FakeProvider, redis_url: str, redis_server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with application_on(tmp_path, redis_url) as application:
+        await hit_again(application, "nonce:F", within_s=10)
+        caplog.clear()
+        caplog.set_level(logging.INFO, "app")
+        redis_server.freeze()
+        waits = [await took_s(application, f"nonce:frozen-{number}") for number in range(60)]
+        calls = fake.calls
+        redis_server.thaw()
+        await hit_again(application, "nonce:F", within_s=10)
+    assert calls >= 60
+    # Deadlines of the design, not a speed: 0.25 s an operation until the breaker is open, of which a miss has a few.
+    assert sum(wait > 0.25 for wait in waits) <= 5
+    assert max(waits[10:]) < 0.25
+    lines = [record for record in caplog.records if record.name.startswith("app") and record.name != "app.access"]
+    assert len(lines) <= 10
+
+
+async def test_a_redis_that_is_killed_and_comes_back_empty_fails_no_prompt(
+    fake: FakeProvider, redis_url: str, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    async with application_on(tmp_path, redis_url) as application:
+        await hit_again(application, "nonce:K", within_s=10)
+        redis_server.kill()
+        for number in range(10):
+            await took_s(application, f"nonce:gone-{number}")
+        redis_server.restart()
+        await hit_again(application, "nonce:K", within_s=10)
+
+
+@pytest.mark.parametrize("mode", ["cut", "garbage", "half-close", "slice", "latency:200"])
+async def test_behind_faults_every_prompt_is_answered_and_none_wrongly(
+    fake: FakeProvider, redis_url: str, tmp_path: Path, mode: str
+) -> None:
+    async with through_a_proxy(redis_url, "pass") as (url, proxy), application_on(tmp_path, url) as application:
+        await hit_again(application, "nonce:P", within_s=10)
+        proxy.mode = mode
+        replies = [await application.prompt(f"nonce:fault-{number % 10}") for number in range(20)]
+        assert {reply.status_code for reply in replies} == {200}
+        assert all(f"nonce:fault-{n % 10} " in reply.json()["response"] for n, reply in enumerate(replies))
