@@ -14,7 +14,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app import __version__
-from app.api import health
+from app.api import dashboard, health
 from app.api.front_door import FrontDoor
 from app.api.known_questions import KnownQuestions
 from app.api.openai import chat as openai_chat
@@ -66,6 +66,7 @@ def create_app(settings: Settings) -> FrontDoor:
     for router in (
         agent.router,  # first: routes are tried in order, and most requests are prompts
         health.router,
+        dashboard.router,
         auth.router,
         api_keys.router,
         users.router,

@@ -17,7 +17,7 @@ from pydantic_core import from_json, to_json
 from app.core.metrics import WINDOWS_S, Example, Metrics, Snapshot, Window, merge
 from app.core.parts import Part, PartName, growing, merged
 from app.core.story import Told, read, written
-from app.core.vitals import Vitals, read_vitals
+from app.core.vitals import Vitals, VitalsReader
 from app.errors import StoreUnavailable
 from app.stores.protocol import SharedStore
 from app.stores.scoreboard import Scoreboard
@@ -216,7 +216,7 @@ class Totals:
         self._metrics = metrics
         self._parts = parts
         self._levels = levels
-        self._data_dir = data_dir
+        self._reader = VitalsReader(data_dir)
         self._shared = store if store is not None and store.kind == "redis" else None
         self._every_s = every_s
         self._fresh_s = fresh_s
@@ -339,7 +339,7 @@ class Totals:
         """Show the report; `True` where it is this worker's turn to note the sum down."""
         if monotonic() - self._vitals_at >= _VITALS_EVERY_S:
             self._vitals_at = monotonic()
-            self.vitals = read_vitals(self._data_dir)
+            self.vitals = self._reader.read()
         self.scoreboard.say(own.encode())
         self.scoreboard.keep((told.request_id, written(told, own.pid)) for told in fresh)
         self.scoreboard.fold_dead()

@@ -33,18 +33,35 @@ class Vitals:
     open_files: int
 
 
-def read_vitals(data_dir: Path) -> Vitals:
-    """Read the machine and this process. Takes milliseconds: call it in a thread."""
-    memory = psutil.virtual_memory()
-    disk = psutil.disk_usage(str(data_dir))
-    process = psutil.Process()
-    return Vitals(
-        cpu_percent=psutil.cpu_percent(),
-        memory=Amount(memory.total, memory.total - memory.available, memory.percent),
-        disk=Amount(disk.total, disk.used, disk.percent),
-        rss_bytes=process.memory_info().rss,
-        open_files=process.num_fds(),
-    )
+class VitalsReader:
+    """Reads the machine and this process; CPU is counted from one reading to the next."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        # `psutil.cpu_percent` remembers by thread, and readings come from whichever is free.
+        self._busy_and_all = (0.0, 0.0)
+
+    def read(self) -> Vitals:
+        """One reading. Takes milliseconds: call it in a thread."""
+        memory = psutil.virtual_memory()
+        disk = psutil.disk_usage(str(self._data_dir))
+        process = psutil.Process()
+        return Vitals(
+            cpu_percent=self._cpu_percent(),
+            memory=Amount(memory.total, memory.total - memory.available, memory.percent),
+            disk=Amount(disk.total, disk.used, disk.percent),
+            rss_bytes=process.memory_info().rss,
+            open_files=process.num_fds(),
+        )
+
+    def _cpu_percent(self) -> float:
+        times = psutil.cpu_times()
+        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        busy = total - times.idle - getattr(times, "iowait", 0.0)
+        (busy_before, total_before), self._busy_and_all = self._busy_and_all, (busy, total)
+        if not total_before or total <= total_before:
+            return 0.0
+        return round(min(100.0, max(0.0, 100 * (busy - busy_before) / (total - total_before))), 1)
 
 
 async def watch_loop(metrics: Metrics) -> None:

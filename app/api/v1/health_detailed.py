@@ -1,6 +1,7 @@
 """How the server is, in detail: every part checked at once, each with a deadline."""
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable
 from time import monotonic, perf_counter
 from typing import Literal
@@ -12,7 +13,6 @@ from app import __version__
 from app.api.dependencies import RuntimeDep
 from app.api.v1.performance import Percentiles, percentiles
 from app.core.totals import Picture
-from app.core.vitals import read_vitals
 from app.errors import DatabaseUnavailable, StoreUnavailable
 from app.runtime import Runtime
 
@@ -154,10 +154,10 @@ async def _numbers_health(_: Runtime, reading: Reading) -> Health:
 async def _disk_health(runtime: Runtime, _: Reading) -> Health:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
-            vitals = await asyncio.to_thread(read_vitals, runtime.settings.data_dir)
+            disk = await asyncio.to_thread(shutil.disk_usage, runtime.settings.data_dir)
     except (TimeoutError, OSError):
         return "degraded"
-    return "degraded" if vitals.disk.percent >= FULL_DISK_PERCENT else "healthy"
+    return "degraded" if disk.used >= disk.total * FULL_DISK_PERCENT / 100 else "healthy"
 
 
 _CHECKS: dict[str, Check] = {

@@ -1,6 +1,5 @@
 """What the server measured: the whole picture, of all workers and replicas."""
 
-import asyncio
 from datetime import UTC, datetime
 from time import time
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from app.api.json_route import JsonRoute
 from app.api.v1.response_cache import CacheReply, RecommendationReply, cache_reply
 from app.core.metrics import Distribution, Snapshot, Window
 from app.core.parts import milliseconds
-from app.core.vitals import Vitals, read_vitals
+from app.core.vitals import Vitals
 
 router = APIRouter(prefix="/api/v1/performance", tags=["performance"], route_class=JsonRoute)
 
@@ -247,8 +246,10 @@ class MetricsReply(BaseModel):
 @router.get("/metrics")
 async def metrics(caller: CurrentCaller, runtime: RuntimeDep) -> MetricsReply:
     """Everything that is measured. `scope` says how many workers and replicas were counted."""
-    vitals = await asyncio.to_thread(read_vitals, runtime.settings.data_dir)
     picture = await runtime.totals.read()
+    vitals = runtime.totals.vitals
+    # The first report of a worker reads them, and it comes before the first request.
+    assert vitals is not None
     total = picture.total
     windows: dict[Window, WindowReply] = {
         name: _window(counted, seconds) for name, (counted, seconds) in picture.windows.items()

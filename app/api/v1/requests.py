@@ -143,6 +143,12 @@ def _explanation(story: dict[str, Any]) -> list[str]:
     if spent:
         name = max(spent, key=lambda each: spent[each])
         said.append(f"{min(100, round(100 * spent[name] / total_ms))} % of the time was spent in: {name}.")
+        outside = 1 - sum(spent.values()) / total_ms
+        if outside > 0.5:
+            said.append(
+                f"{round(100 * outside)} % was spent outside of these stages: reading the request, checking it, "
+                "or waiting for the processor."
+            )
     attempts = story["attempts"]
     failed = [attempt for attempt in attempts if attempt["outcome"] != "ok"]
     if failed:
