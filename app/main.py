@@ -19,6 +19,7 @@ from app.api.front_door import FrontDoor
 from app.api.known_questions import KnownQuestions
 from app.api.openai import chat as openai_chat
 from app.api.openai import models as openai_models
+from app.api.openai import responses as openai_responses
 from app.api.problems import add_problem_handlers
 from app.api.v1 import (
     agent,
@@ -79,6 +80,7 @@ def create_app(settings: Settings) -> FrontDoor:
         response_cache.router,
         openai_models.router,
         openai_chat.router,
+        openai_responses.router,
     ):
         api.include_router(router)
     add_problem_handlers(api)

@@ -25,6 +25,7 @@ from app.core.login_limits import LoginLimits
 from app.core.metrics import Metrics
 from app.core.open_streams import OpenStreams
 from app.core.rate_limiter import RateLimiter
+from app.core.responses import Responses
 from app.core.run_log import RunLog
 from app.core.security import PasswordHasher, TokenSigner, generate_password, open_data_dir, signing_key
 from app.core.totals import Totals, fold
@@ -87,6 +88,7 @@ class Runtime:
     """Set when this worker is to end: it is not ready any more, what never ends by itself ends now."""
     last_call: asyncio.Event
     """Set some seconds before what still runs is cancelled: a stream of an answer ends with its `error` event now."""
+    responses: Responses
     streams: OpenStreams
     """Answers under way as streams; they end at the last call."""
 
@@ -234,6 +236,7 @@ async def open_runtime(
             started_at=monotonic(),
             draining=draining or asyncio.Event(),
             last_call=last_call,
+            responses=Responses(database),
             streams=streams,
         )
 

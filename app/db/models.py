@@ -277,6 +277,21 @@ class CachedAnswer(Base):
     cost_usd: Mapped[Decimal] = mapped_column(Money)
 
 
+class Response(Base):
+    """An answer of the Responses API that its owner may ask for again, and go on from."""
+
+    __tablename__ = "responses"
+    __table_args__ = (Index(None, "user_id", "created_at"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user_id: Mapped[str] = mapped_column(String(32), ForeignKey("users.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    body: Mapped[str] = mapped_column(Text)
+    """The response object, as JSON."""
+    talk: Mapped[str] = mapped_column(Text)
+    """All that was said up to there, as JSON."""
+
+
 # The query modules work on tables: rows become frozen dataclasses, and no ORM object leaves the room.
 users = cast("Table", User.__table__)
 api_keys = cast("Table", ApiKey.__table__)
@@ -285,3 +300,4 @@ runs = cast("Table", Run.__table__)
 conversations = cast("Table", Conversation.__table__)
 conversation_entries = cast("Table", ConversationEntry.__table__)
 cached_answers = cast("Table", CachedAnswer.__table__)
+responses = cast("Table", Response.__table__)

@@ -4,9 +4,9 @@ import binascii
 import re
 from base64 import b64decode
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.api.json_route import Text
 from app.core.run import ClientTool, Image, OutputSchema, Question
@@ -53,7 +53,9 @@ _CURES = {
     "background": "use stream",
 }
 _PICTURE = re.compile(r"data:(image/(?:png|jpeg|gif|webp));base64,(.*)", re.DOTALL)
-_RESERVED = re.compile(r"auto|none|required|final_result.*")
+_RESERVED = frozenset({"auto", "none", "required"})
+_OUTPUT_TOOL = "final_result"
+"""What the output tools of an agent with a shape of its own are called."""
 
 
 class Part(BaseModel):
@@ -66,6 +68,15 @@ class Lenient(BaseModel):
     """A part of a message: clients send back what other servers put there, so further fields are passed over."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def checked(cls, value: object, param: str) -> Self:
+        """`value` as this. Raises `InvalidFields` for the field below `param` that is wrong."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            raise wrong(".".join([param, *map(str, fault["loc"])]), fault["msg"]) from error
 
 
 class FunctionBody(Lenient):
@@ -124,7 +135,8 @@ def picture(url: str, param: str) -> Image:
 
 def client_tool(function: FunctionBody, param: str, agent: "AgentDefinition") -> ClientTool:
     """A tool of the client, if this agent can be given it."""
-    if _RESERVED.fullmatch(function.name):
+    taken = function.name.startswith(_OUTPUT_TOOL) and not answers_with_text(agent)
+    if taken or function.name in _RESERVED:
         raise wrong(param, f"{function.name!r} means something else here; choose another name")
     if any(tool.name == function.name for tool in agent.tools):
         raise wrong(param, f"the agent {agent.name!r} has a tool of its own called {function.name!r}")
