@@ -178,3 +178,12 @@ async def test_a_store_that_stays_away_is_asked_by_one_request_a_second(clock: C
         clock.now += 1
         await admitted(limiter, 50)
     assert store.asked == 4
+
+
+async def test_a_large_limit_is_taken_by_the_handful_and_never_exceeded(clock: Clock, store: Store) -> None:
+    limiters = [RateLimiter(store.take, requests_per_minute=50_000, clock=clock) for _ in range(2)]
+    allowed = sum([await admitted(limiter, 1) for _ in range(24_000) for limiter in limiters])
+    assert allowed == 48_000
+    assert store.asked <= 48_000 / 5 + 2
+    allowed += sum([await admitted(limiter, 1) for _ in range(2000) for limiter in limiters])
+    assert allowed == 50_000
