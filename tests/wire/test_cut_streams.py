@@ -1,0 +1,105 @@
+"""Many streams at once: cut in the middle, and held open."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from tests.process import ProviderProcess, ServerProcess, providing, serving
+
+PASSWORD = "correct horse battery staple"
+
+
+@pytest.fixture
+def provider() -> Iterator[ProviderProcess]:
+    with providing("--chunk-gap-ms", "10") as started:
+        yield started
+
+
+@pytest.fixture
+def server(tmp_path: Path, provider: ProviderProcess) -> Iterator[ServerProcess]:
+    with serving(
+        tmp_path,
+        OPENAI_API_KEY="sk-any",
+        OPENAI_BASE_URL=provider.base_url,
+        DEFAULT_MODEL="openai-chat:gpt-4o-mini",
+        ADMIN_PASSWORD=PASSWORD,
+        DB_POOL_SIZE="5",
+        DB_MAX_OVERFLOW="0",
+        RATE_LIMIT_PER_MINUTE="1000000",
+        PROVIDER_MAX_CONCURRENCY="1000",
+        LOG_LEVEL="warning",
+    ) as started:
+        started.wait_for("/readyz")
+        started.sign_in(password=PASSWORD)
+        yield started
+
+
+def client_of(server: ServerProcess) -> httpx2.AsyncClient:
+    limits = httpx2.Limits(max_connections=None)
+    return httpx2.AsyncClient(base_url=server.url, headers=server.headers, timeout=60, limits=limits)
+
+
+@asynccontextmanager
+async def streaming(client: httpx2.AsyncClient, message: str) -> AsyncGenerator[httpx2.Response]:
+    body = {"model": "default", "messages": [{"role": "user", "content": message}], "stream": True}
+    async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
+        assert reply.status_code == 200, await reply.aread()
+        yield reply
+
+
+@pytest.mark.parametrize("cut", [100, pytest.param(1000, marks=pytest.mark.soak)])
+async def test_cut_streams_leave_nothing_behind(cut: int, server: ServerProcess, provider: ProviderProcess) -> None:
+    process = psutil.Process(server.process.pid)
+    at_once = 100
+
+    async def ask_and_leave(number: int) -> None:
+        # Every client has a connection of its own, and closes it in the middle of its answer.
+        async with client_of(server) as client, streaming(client, f"nonce:cut-{number % 20}-{number}") as reply:
+            async for line in reply.aiter_lines():
+                if '"content":"' in line and '"content":""' not in line:
+                    return
+
+    # Once before, so that pools are as large as they get.
+    await asyncio.gather(*(ask_and_leave(-1 - number) for number in range(at_once)))
+    provider.wait_until(lambda stats: stats["open_streams"] == 0)
+    before_fds, before_rss = process.num_fds(), process.memory_info().rss
+    for first in range(0, cut, at_once):
+        await asyncio.gather(*(ask_and_leave(first + number) for number in range(at_once)))
+    assert provider.wait_until(lambda stats: stats["open_streams"] == 0)["disconnects"] > 0, "the control"
+    async with client_of(server) as client:
+        for number in range(20):
+            async with streaming(client, f"nonce:cut-{number}-{number}") as reply:
+                text = (await reply.aread()).decode()
+            assert text.endswith("data: [DONE]\n\n")
+            plain = await client.post("/api/v1/agent/prompt", json={"message": f"nonce:cut-{number}-{number}"})
+            assert plain.json()["response"].endswith("says the fake provider.")
+    deadline = time.monotonic() + 10
+    while process.num_fds() > before_fds * 1.05 + 3 and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    assert process.num_fds() <= before_fds * 1.05 + 3
+    assert process.memory_info().rss <= before_rss * 1.05 + 20e6
+
+
+async def test_open_streams_hold_no_connection_to_the_database(
+    server: ServerProcess, provider: ProviderProcess
+) -> None:
+    streams = 200
+    provider.control(chunk_gap_s=1.0)
+    async with client_of(server) as client, AsyncExitStack() as stack:
+        opened = await asyncio.gather(
+            *(stack.enter_async_context(streaming(client, f"nonce:open-{number}")) for number in range(streams))
+        )
+        assert len(opened) == streams
+        assert provider.stats()["open_streams"] == streams
+        metrics = (await client.get("/api/v1/performance/metrics")).json()
+        assert metrics["requests"]["in_flight"] >= streams
+        assert metrics["database"]["checked_out"] <= 1, "the one that looks"
+        me = await client.get("/api/v1/auth/me")
+        assert me.status_code == 200
+    provider.wait_until(lambda stats: stats["open_streams"] == 0)
