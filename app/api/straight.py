@@ -41,16 +41,17 @@ class Straight:
         headers = Response()
         del headers.headers["content-length"]
         values: list[Any] = [request, headers, None]
+        *before, endpoint = self.steps
+        for step in before:
+            values.append(await step.call(**{name: values[at] for name, at in step.arguments}))
+        # Only now: who may not come in at all does not hear what is wrong with the fields.
         if self.body is not None:
             try:
                 values[_BODY] = self.body.model_validate(await request.json(), from_attributes=True)
             except ValidationError as error:
                 faults = error.errors(include_url=False, include_context=False)
                 raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from error
-        result: Any = None
-        for step in self.steps:
-            result = await step.call(**{name: values[at] for name, at in step.arguments})
-            values.append(result)
+        result: Any = await endpoint.call(**{name: values[at] for name, at in endpoint.arguments})
         if isinstance(result, Response):
             return result
         content = result.__pydantic_serializer__.to_json(result)
@@ -94,7 +95,7 @@ def _plan(dependant: Dependant, steps: list[_Step], placed: dict[Any, int]) -> i
         arguments.append((dependant.response_param_name, _RESPONSE))
     arguments += [(field.name, _BODY) for field in dependant.body_params]
     for part in dependant.dependencies:
-        at = _plan(part, steps, placed)
+        at = None if part.body_params else _plan(part, steps, placed)
         if at is None:
             return None
         if part.name is not None:

@@ -124,3 +124,8 @@ async def test_a_prompt_with_wrong_fields_names_them(opened: Application) -> Non
     )
     assert reply.status_code == 422
     assert {fault["field"] for fault in reply.json()["errors"]} == {"model_settings.temperature", "colour"}
+
+
+async def test_who_may_not_come_in_does_not_hear_what_is_wrong_with_the_fields(opened: Application) -> None:
+    reply = await opened.anonymous.post("/api/v1/agent/prompt", json={"colour": "red"})
+    assert reply.status_code == 401
