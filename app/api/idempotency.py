@@ -48,6 +48,9 @@ class IdempotentRoute(JsonRoute):
             raise InvalidRequest("Idempotency-Key must be 1 to 255 visible ASCII characters, for example a UUID")
         runtime: Runtime = scope["app"].state.runtime
         caller = await runtime.callers.recognise(credential)
+        visit = visit_of(scope)
+        # A repeated answer passes none of the route's dependencies, which would say so.
+        visit.story.caller_id = caller.id
         body = await request.body()
         answer_route = super().handle
 
@@ -60,7 +63,6 @@ class IdempotentRoute(JsonRoute):
         await _until_done_or_left(_pass_on(recording, send, joined=joined), receive)
         if waits or recording.replayed:
             # Somebody else's model took the time, not this server.
-            visit = visit_of(scope)
             visit.stages_ms.setdefault("model", visit.elapsed_ms)
 
 
