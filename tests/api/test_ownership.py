@@ -1,6 +1,6 @@
 """Who gets where: every route of the OpenAPI document, tried as nobody, as somebody else, and as no administrator."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,25 @@ async def _conversation_of(owner: httpx2.AsyncClient) -> str:
     return (await owner.post("/api/v1/conversations", json={})).json()["id"]
 
 
+async def _response_of(owner: httpx2.AsyncClient) -> str:
+    return (await owner.post("/v1/responses", json={"model": "default", "input": "Hello"})).json()["id"]
+
+
+def told(reply: httpx2.Response, ids: Iterable[str]) -> str:
+    """What the reply says, without what is different in every reply."""
+    body = reply.json()
+    text = str(body["error"] if "error" in body else body["detail"])
+    for value in ids:
+        text = text.replace(value, "…")
+    return text
+
+
 MAKERS: dict[str, Callable[[httpx2.AsyncClient], Awaitable[str]] | None] = {
     "key_id": _key_of,
     "user_id": _user_of,
     "request_id": _request_of,
     "conversation_id": _conversation_of,
+    "response_id": _response_of,
     "name": None,
 }
 """How a user comes to own what a path parameter names; `None` for what belongs to nobody (agents).
@@ -107,12 +121,13 @@ async def test_what_belongs_to_one_user_does_not_exist_for_another(application: 
                 continue
             ids = {name: await make(ada) for name, make in makers.items()}
             theirs = await send(bob, method, path, **ids)
-            absent = await send(bob, method, path, **{name: f"{value[:-1]}0" for name, value in ids.items()})
+            invented = {name: f"{value[:-2]}00" for name, value in ids.items()}
+            absent = await send(bob, method, path, **invented)
             # Where nobody but an administrator may come, the id makes no difference either.
             expected = 403 if path.startswith(ADMIN_ONLY) else 404
             assert theirs.status_code == expected, f"{method} {path} answers {theirs.status_code} to somebody else"
             assert absent.status_code == expected
-            assert theirs.json()["detail"] == absent.json()["detail"]
+            assert told(theirs, ids.values()) == told(absent, invented.values())
             tried += 1
             if expected == 404:
                 # The control: the owner gets there.
