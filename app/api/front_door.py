@@ -145,10 +145,11 @@ class FrontDoor:
         model_ms = visit.stages_ms.get("model")
         # A failure may have come before, in or after the model; nobody knows how long that took.
         model_s = None if model_ms is None and status >= 500 else (model_ms or 0.0) / 1000
-        self.metrics.record_request(name, status, elapsed_ms / 1000, model_s, request_id=visit.request_id)
+        elapsed_s = elapsed_ms / 1000
+        now = self.metrics.record_request(name, status, elapsed_s, model_s, request_id=visit.request_id)
         # What nobody signed in for and what went well is not worth a place: health checks, pages.
         if visit.story.caller_id is not None or status >= 500 or not status:
-            self.metrics.stories.add(visit.request_id, name, status, visit.started, elapsed_ms / 1000, visit.story)
+            self.metrics.stories.add(visit.request_id, now, name, status, visit.started, elapsed_s, visit.story)
 
 
 def _route_of(scope: Scope) -> str:

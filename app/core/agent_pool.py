@@ -102,7 +102,7 @@ class AgentPool:
         queue_length: int = 1000,
         wait_s: float = 10.0,
         clock: Callable[[], float] = monotonic,
-        on_creation: Callable[[float], None] | None = None,
+        on_creation: Callable[[float], object] | None = None,
         on_wait: OnWait | None = None,
     ) -> None:
         self.capacity = capacity

@@ -60,11 +60,23 @@ class Histogram:
         self.total = 0.0
         self.largest = 0.0
 
-    def record(self, value: float) -> None:
-        """Count one `value`. What is not above a millionth counts as zero, what is above 1e9 as 1e9."""
+    def record(self, value: float) -> int:
+        """Count one `value`; gives its bucket. What is not above a millionth counts as zero, above 1e9 as 1e9."""
         if value > self.largest:
             value = self.largest = min(value, _LARGEST)
         index = int(log(value) * _PER_E + _OFFSET) if value > _SMALLEST else 0
+        try:
+            self.buckets[index] += 1
+        except KeyError:
+            self.buckets[index] = 1
+        if index:
+            self.total += value
+        return index
+
+    def count(self, index: int, value: float) -> None:
+        """Count one `value` whose bucket is known from a histogram that has recorded it."""
+        if value > self.largest:
+            value = self.largest = min(value, _LARGEST)
         try:
             self.buckets[index] += 1
         except KeyError:
@@ -319,21 +331,26 @@ class Metrics:
 
     def record_request(
         self, route: str, status: int, elapsed_s: float, model_s: float | None = 0.0, *, request_id: str | None = None
-    ) -> None:
-        """Count one answered request. `route` is a template such as `GET /items/{id}`, never a path.
+    ) -> float:
+        """Count one answered request; gives the time, in seconds since 1970.
 
-        `model_s` is `None` where nobody knows how much of it was the model's; the overhead is then not recorded.
+        `route` is a template such as `GET /items/{id}`, never a path. `model_s` is `None` where nobody knows how
+        much of it was the model's; the overhead is then not recorded.
         With a `request_id` it becomes the example of all that take about as long.
         """
         series = self._routes.get(route)
         if series is None:
             series = self._add_route(route)
         series.statuses[status // 100 if 100 <= status < 600 else 5].value += 1
-        series.response.record(elapsed_s)
-        if model_s is not None:
+        index = series.response.record(elapsed_s)
+        if model_s == 0:
+            series.overhead.count(index, elapsed_s)
+        elif model_s is not None:
             series.overhead.record(elapsed_s - model_s)
+        now = self._clock()
         if request_id is not None:
-            series.examples[bisect_left(BOUNDS_S, elapsed_s)] = (request_id, elapsed_s, self._clock())
+            series.examples[bisect_left(BOUNDS_S, elapsed_s)] = (request_id, elapsed_s, now)
+        return now
 
     def record_model_call(
         self,

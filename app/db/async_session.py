@@ -197,7 +197,7 @@ class Database:
         backend: Backend,
         acquire_timeout_s: float | None,
         lock_timeout_s: float,
-        on_wait: Callable[[float], None] | None,
+        on_wait: Callable[[float], object] | None,
     ) -> None:
         self.backend: Backend = backend
         self._engine = engine
@@ -420,7 +420,7 @@ async def open_database(
     pool_timeout_s: float = 3.0,
     connect_timeout_s: float = 3.0,
     statement_timeout_s: float = 5.0,
-    on_wait: Callable[[float], None] | None = None,
+    on_wait: Callable[[float], object] | None = None,
 ) -> AsyncGenerator[Database]:
     """Open the pool of one process and close it at the end. Nothing is connected before the first use.
 

@@ -142,6 +142,18 @@ def test_an_answer_with_a_script_is_text(browser: Browser, server: ServerProcess
     assert browser.logs() == []
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_an_answer_comes_in_pieces_or_whole(browser: Browser, server: ServerProcess, streamed: bool) -> None:
+    sign_in(browser, server, "/dashboard/playground")
+    if not streamed:
+        browser.click("#stream")
+    browser.type("#message", f"streamed {streamed}")
+    browser.click("#send")
+    about = browser.shows("#chat li:nth-child(2) .about", "cache MISS", "offline", "tokens", "in all")
+    assert ("first text" in about) is streamed
+    browser.shows("#chat li:nth-child(2) .said", f"streamed {streamed}")
+
+
 def test_an_injected_script_would_not_run(browser: Browser, server: ServerProcess) -> None:
     browser.open(f"{server.url}/dashboard")
     script = """const made = document.createElement('div'); document.body.append(made);

@@ -1,0 +1,181 @@
+"""What recording costs a cached hit: `python -m benchmarks.cost_of_metrics [--served]`.
+
+One request after another through the front door of the whole application, in this process, in alternating rounds: with
+everything that is measured, and with none of it (no counters, no histograms, no stories, no reports to other workers,
+no watch over the loop). CPU time, since the machine may be shared; median of the ratios with extremes. `--served` does
+the same with two real servers and 32 connections.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+from unittest.mock import patch
+
+from pydantic import SecretStr
+
+from app.api.front_door import FrontDoor
+from app.config import load_settings
+from app.core.metrics import Metrics
+from app.main import create_app
+from app.runtime import prepare
+from benchmarks.run import MNEMOSINE, UVICORN, Row, fake_provider, measure_row, serve
+
+PASSWORD = "a password for benchmarks"
+
+
+def request(token: str) -> tuple[dict[str, Any], bytes]:
+    body = b'{"message": "Hello, world!"}'
+    headers = [
+        (b"host", b"127.0.0.1"),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"authorization", b"Bearer " + token.encode()),
+    ]
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/api/v1/agent/prompt",
+        "raw_path": b"/api/v1/agent/prompt",
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 8000),
+    }
+    return scope, body
+
+
+async def ask(door: FrontDoor, scope: dict[str, Any], body: bytes) -> int:
+    status = 0
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        nonlocal status
+        status = message.get("status", status)
+
+    await door({**scope}, receive, send)
+    return status
+
+
+def nothing(*_: object, **__: object) -> float:
+    """Record nothing."""
+    return 0.0
+
+
+async def round_of(door: FrontDoor, token: str, hits: int) -> float:
+    """Microseconds of CPU for one hit."""
+    scope, body = request(token)
+    began = process_time()
+    for number in range(hits):
+        status = await ask(door, scope, body)
+        assert status == 200, status
+        if number % 100 == 0:
+            await asyncio.sleep(0)  # the background tasks get their turn, as in a server
+    return (process_time() - began) / hits * 1e6
+
+
+def single(record: Callable[[], object], times: int = 200_000) -> float:
+    """Microseconds for one call."""
+    began = perf_counter()
+    for _ in range(times):
+        record()
+    return (perf_counter() - began) / times * 1e6
+
+
+async def measure(rounds: int, hits: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        settings = load_settings(
+            env_file=None,
+            data_dir=Path(folder),
+            admin_password=SecretStr(PASSWORD),
+            log_level="warning",
+            rate_limit_per_minute=0,
+        )
+        await prepare(settings)
+        door = create_app(settings)
+        async with door.api.router.lifespan_context(door.api):
+            runtime = door.api.state.runtime
+            await runtime.agent_room
+            token = (await runtime.callers.sign_in("admin", PASSWORD, peer="127.0.0.1")).token
+            await round_of(door, token, 2000)
+            with_all: list[float] = []
+            with_none: list[float] = []
+            for _ in range(rounds):
+                with_all.append(await round_of(door, token, hits))
+                with ExitStack() as stack:
+                    stack.enter_context(patch.object(door.metrics, "record_request", nothing))
+                    stack.enter_context(patch.object(door.metrics.stories, "add", nothing))
+                    stack.enter_context(patch.object(runtime.totals, "report", _pause))
+                    with_none.append(await round_of(door, token, hits))
+            began = process_time()
+            for _ in range(20):
+                await runtime.totals.report()
+            report_ms = (process_time() - began) / 20 * 1000
+    ratios = sorted(a / b - 1 for a, b in zip(with_all, with_none, strict=True))
+    for name, found in (("everything", with_all), ("nothing", with_none)):
+        print(f"with {name:<12} {statistics.median(found):6.1f} µs of CPU a hit  ({min(found):.1f}–{max(found):.1f})")
+    print(f"difference        {100 * statistics.median(ratios):6.1f} %  ({100 * ratios[0]:.1f}–{100 * ratios[-1]:.1f})")
+    print(f"one report        {report_ms:6.2f} ms of CPU, twice a second: {report_ms / 5:.2f} % of a core")
+    metrics = Metrics()
+    histogram = metrics.histogram("database_wait_seconds")
+    counter = metrics.counter("cache_stores")
+    print(f"a histogram       {single(lambda: histogram.record(0.0123)):6.2f} µs")
+    print(f"a counter         {single(counter.add):6.2f} µs")
+    whole = single(lambda: metrics.record_request("POST /x", 200, 0.012, 0.01, request_id="r"))
+    print(f"a whole request   {whole:6.2f} µs (two histograms, a counter, an example)")
+
+
+async def _pause() -> None:
+    await asyncio.sleep(0)
+
+
+def served(rounds: int, seconds: float) -> None:
+    env = {**MNEMOSINE.env, "RATE_LIMIT_PER_MINUTE": "0"}
+    base = replace(MNEMOSINE, environment=None, env=env)
+    measured = replace(base, name="measured", command=(*UVICORN, "app.main:app"))
+    unmeasured = replace(base, name="unmeasured", command=(*UVICORN, "benchmarks.unmeasured:app"))
+    with ExitStack() as stack:
+        provider, _ = stack.enter_context(fake_provider())
+        up = [
+            stack.enter_context(serve(one, provider, stack.enter_context(tempfile.TemporaryDirectory())))
+            for one in (measured, unmeasured)
+        ]
+        row = Row("cached", "cached", 32)
+        found = [measure_row(row, up, rounds=1, seconds=seconds)["subjects"] for _ in range(rounds)]
+    for key, unit in (("per_second", "hits/s"), ("cpu_ms", "ms of CPU a hit")):
+        with_all, with_none = ([one[name][key]["median"] for one in found] for name in ("measured", "unmeasured"))
+        ratios = sorted(a / b - 1 for a, b in zip(with_all, with_none, strict=True))
+        print(
+            f"{statistics.median(with_all):.4g} {unit} measured, {statistics.median(with_none):.4g} unmeasured: "
+            f"{100 * statistics.median(ratios):+.1f} % ({100 * ratios[0]:+.1f} to {100 * ratios[-1]:+.1f})"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_of_metrics", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--hits", type=int, default=3000)
+    parser.add_argument("--served", action="store_true")
+    options = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    if options.served:
+        served(options.rounds, seconds=2.0)
+        return
+    asyncio.run(measure(options.rounds, options.hits))
+
+
+if __name__ == "__main__":
+    main()
