@@ -206,15 +206,13 @@ class Shelf:
                 self.failures += len(waiting)
                 away = StoreUnavailable("this machine's shared store cannot be used right now")
                 _settle([(job.future, away) for job in waiting])
-            else:
-                if self.is_away:
-                    _log.warning("this machine's shared store works again")
-                self.is_away = False
             return
 
     def _try(self, waiting: list[_Job]) -> None:
         connection = self._current()
-        _settle([(job.future, job.work(connection)) for job in waiting if not job.writes])
+        done = [(job.future, job.work(connection)) for job in waiting if not job.writes]
+        self._works(shown=bool(done))
+        _settle(done)
         writing = [job for job in waiting if job.writes]
         if writing:
             connection.execute("BEGIN IMMEDIATE")
@@ -225,9 +223,16 @@ class Shelf:
                 connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
+            self._works(shown=True)
             _settle(done)
         if self._clock() - self._cleaned_at > _CLEAN_UP_EVERY_S:
             self._clean_up(connection)
+
+    def _works(self, *, shown: bool) -> None:
+        """Say so where it was away; before whoever waits is told, so that they see it too."""
+        if shown and self.is_away:
+            self.is_away = False
+            _log.warning("this machine's shared store works again")
 
     def _part_from(self, error: Exception) -> bool:
         """Let go of the file, unless it is only busy; leave it aside for ever where it is damaged, and say so."""
