@@ -64,15 +64,29 @@ def cli() -> None:
 @click.option("--host", help="Address to listen on.  [HOST, 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [PORT, 8000]")
 @click.option("--workers", type=int, help="Processes that serve.  [WORKERS, 1]")
-@click.option(
-    "--keep-alive", type=click.IntRange(1, 3600), default=5, show_default=True, help="Seconds an idle connection stays."
-)
+@click.option("--keep-alive", type=int, help="Seconds an idle connection stays open.  [KEEP_ALIVE_SECONDS, 5]")
 @click.option(
     "--graceful-timeout",
-    type=click.IntRange(0, 3600),
-    default=25,
-    show_default=True,
-    help="Seconds that running requests get at shutdown.",
+    type=int,
+    help="Seconds that running requests get at shutdown.  [GRACEFUL_TIMEOUT_SECONDS, 25]",
+)
+@click.option(
+    "--worker-connections",
+    type=int,
+    help="Requests a worker answers at once; as many again wait, then 503.  [MAX_REQUESTS_IN_FLIGHT, 1000]",
+)
+@click.option(
+    "--max-requests", type=int, help="Requests after which a worker is replaced; 0: never.  [MAX_REQUESTS, 0]"
+)
+@click.option(
+    "--max-requests-jitter",
+    type=int,
+    help="At most so many more, by chance.  [MAX_REQUESTS_JITTER, a tenth of --max-requests]",
+)
+@click.option(
+    "--max-worker-memory",
+    type=int,
+    help="MiB of resident memory above which a worker is replaced; 0: never.  [MAX_WORKER_MEMORY_MB, 0]",
 )
 @_env_file_option
 def serve(
@@ -80,8 +94,12 @@ def serve(
     host: str | None,
     port: int | None,
     workers: int | None,
-    keep_alive: int,
-    graceful_timeout: int,
+    keep_alive: int | None,
+    graceful_timeout: int | None,
+    worker_connections: int | None,
+    max_requests: int | None,
+    max_requests_jitter: int | None,
+    max_worker_memory: int | None,
     env_file: str,
 ) -> None:
     """Serve until SIGTERM or Ctrl+C.
@@ -90,13 +108,26 @@ def serve(
     """
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _leave)
-    settings = _settings(env_file, host=host, port=port, workers=workers, agents=agents or None)
+    settings = _settings(
+        env_file,
+        host=host,
+        port=port,
+        workers=workers,
+        keep_alive_seconds=keep_alive,
+        graceful_timeout_seconds=graceful_timeout,
+        max_requests_in_flight=worker_connections,
+        max_requests=max_requests,
+        max_requests_jitter=max_requests_jitter,
+        max_worker_memory_mb=max_worker_memory,
+        agents=agents or None,
+    )
     if settings.agents and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 
     from app.core.security import open_data_dir
     from app.logs import configure_logging
-    from app.server import bind, serve_alone, serve_with_workers
+    from app.server import Options, bind
+    from app.server import serve as serve_until_told
 
     open_data_dir(settings.data_dir)
     listener = bind(settings.host, settings.port)
@@ -108,27 +139,18 @@ def serve(
     # Here, in the one parent: the workers find everything ready.
     _show_once(asyncio.run(prepare(settings)))
 
-    make_app = functools.partial(create_app, settings)
+    options = Options(
+        workers=settings.workers,
+        keep_alive_s=settings.keep_alive_seconds,
+        graceful_timeout_s=settings.graceful_timeout_seconds,
+        max_requests=settings.max_requests,
+        max_requests_jitter=settings.max_requests_jitter_in_effect,
+        max_worker_bytes=settings.max_worker_memory_mb * 2**20,
+        trusted_proxies=settings.trusted_proxies,
+    )
     announce = functools.partial(_announce, settings, listener.getsockname()[1])
-    if settings.workers == 1:
-        serve_alone(
-            make_app,
-            listener,
-            announce=announce,
-            keep_alive_s=keep_alive,
-            graceful_timeout_s=graceful_timeout,
-            trusted_proxies=settings.trusted_proxies,
-        )
-    else:
-        serve_with_workers(
-            make_app,
-            listener,
-            workers=settings.workers,
-            announce=announce,
-            keep_alive_s=keep_alive,
-            graceful_timeout_s=graceful_timeout,
-            trusted_proxies=settings.trusted_proxies,
-        )
+    make = functools.partial(create_app, settings)
+    serve_until_told(make, listener, options, announce, preload="app.core.prompt_service")
 
 
 @cli.command()
@@ -320,4 +342,6 @@ def _announce(settings: "Settings", port: int) -> None:
 
 
 def _leave(signum: int, frame: object) -> NoReturn:
-    raise SystemExit(0)
+    # No SystemExit: raised in the middle of somebody's import it comes out as another error, with its traceback.
+    # Nothing that has been opened by now minds: a migration is one transaction, files are written aside and renamed.
+    os._exit(0)

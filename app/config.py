@@ -158,6 +158,17 @@ class Settings(BaseSettings):
     """TCP port; 0 takes a free one and prints it."""
     workers: int = Field(1, ge=1, le=256, examples=["4"])
     """Processes that serve requests. More than one per CPU core gains nothing."""
+    keep_alive_seconds: int = Field(5, ge=1, le=3600, examples=["75"])
+    """Seconds that an idle connection stays open. Behind a proxy that keeps connections: more than it keeps them."""
+    graceful_timeout_seconds: int = Field(25, ge=0, le=3600, examples=["25"])
+    """Seconds that running requests get at shutdown; streams are told when a fifth of it, at most 5 s, is left."""
+    max_requests: int = Field(0, ge=0, le=1_000_000_000, examples=["100000"])
+    """Requests after which a worker is replaced without losing any; 0: never. A leak is better repaired."""
+    max_requests_jitter: int | None = Field(None, ge=0, le=1_000_000_000, examples=["10000"])
+    """At most so many requests more, by chance, so that workers are not replaced together. Unset: a tenth of \
+MAX_REQUESTS."""
+    max_worker_memory_mb: int = Field(0, ge=0, le=1_048_576, examples=["512"])
+    """MiB of resident memory (shared pages included) above which a worker is replaced; 0: never."""
     trusted_proxies: Annotated[_Names, AfterValidator(_proxies)] = Field((), examples=["127.0.0.1,10.0.0.0/8"])
     """Addresses or networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."""
     allowed_hosts: Annotated[_Names, AfterValidator(_hosts)] = Field((), examples=["mnemosine.example.org"])
@@ -272,6 +283,11 @@ performance routes never wait."""
             return ipaddress.ip_address(self.host.partition("%")[0]).is_loopback
         except ValueError:
             return False
+
+    @property
+    def max_requests_jitter_in_effect(self) -> int:
+        """What `MAX_REQUESTS_JITTER` says, or a tenth of `MAX_REQUESTS`."""
+        return self.max_requests // 10 if self.max_requests_jitter is None else self.max_requests_jitter
 
     @property
     def docs_open(self) -> bool:

@@ -173,7 +173,12 @@ async def half_open(name: str) -> tuple[int, int]:
             writer.write(b"" if number % 2 else b"GET / HTTP/1.1\r\nHost:")
             opened.append((reader, writer))
         await asyncio.sleep(15)
-        still = sum(not reader.at_eof() for reader, _ in opened)
+        still = 0
+        for reader, _ in opened:
+            try:
+                await asyncio.wait_for(reader.read(), 0.02)
+            except TimeoutError:
+                still += 1
         for _, writer in opened:
             writer.close()
         return len(opened), still

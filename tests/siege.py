@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -23,11 +23,18 @@ class Book:
 
 
 @asynccontextmanager
-async def siege(url: str, request: bytes, *, clients: int = 40, keep_alive: bool = False) -> AsyncGenerator[Book]:
+async def siege(
+    url: str,
+    request: bytes,
+    *,
+    clients: int = 40,
+    keep_alive: bool = False,
+    is_whole: Callable[[bytes], bool] = lambda body: True,
+) -> AsyncGenerator[Book]:
     """`clients` that send `request` again as soon as it is answered; the book is complete when the block has ended.
 
     `request` is everything behind the first header lines `Host` and `Connection`, which are added here. When the
-    block ends, the clients finish the request that they are waiting for.
+    block ends, the clients finish the request that they are waiting for. An answer counts if its body `is_whole`.
     """
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 80
@@ -37,7 +44,7 @@ async def siege(url: str, request: bytes, *, clients: int = 40, keep_alive: bool
     book, end = Book(), asyncio.Event()
     async with asyncio.TaskGroup() as group:
         for _ in range(clients):
-            group.create_task(_client(host, port, whole, keep_alive, book, end))
+            group.create_task(_client(host, port, whole, keep_alive, is_whole, book, end))
         try:
             yield book
         finally:
@@ -56,7 +63,15 @@ def post(path: str, body: bytes, **headers: str) -> bytes:
     return "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode() + body
 
 
-async def _client(host: str, port: int, request: bytes, keep_alive: bool, book: Book, end: asyncio.Event) -> None:
+async def _client(
+    host: str,
+    port: int,
+    request: bytes,
+    keep_alive: bool,
+    is_whole: Callable[[bytes], bool],
+    book: Book,
+    end: asyncio.Event,
+) -> None:
     while not end.is_set():
         try:
             reader, writer = await asyncio.open_connection(host, port)
@@ -69,7 +84,9 @@ async def _client(host: str, port: int, request: bytes, keep_alive: bool, book: 
             while not end.is_set():
                 number += 1
                 writer.write(request)
-                status, stays = await _answer(reader)
+                status, stays, body = await _answer(reader)
+                if not is_whole(body):
+                    raise ValueError(f"the answer ends with {body[-80:]!r}")
                 book.statuses[status] += 1
                 if not (keep_alive and stays):
                     break
@@ -81,14 +98,15 @@ async def _client(host: str, port: int, request: bytes, keep_alive: bool, book: 
                 await writer.wait_closed()
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool, bytes]:
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     lines = head.split(b"\r\n")
     headers = dict(line.split(b": ", 1) for line in lines[1:] if b": " in line)
+    body = bytearray()
     if b"content-length" in headers:
-        await reader.readexactly(int(headers[b"content-length"]))
+        body += await reader.readexactly(int(headers[b"content-length"]))
     elif headers.get(b"transfer-encoding") == b"chunked":
         while size := int(await reader.readuntil(b"\r\n"), 16):
-            await reader.readexactly(size + 2)
+            body += (await reader.readexactly(size + 2))[:-2]
         await reader.readexactly(2)
-    return int(lines[0].split()[1]), headers.get(b"connection") != b"close"
+    return int(lines[0].split()[1]), headers.get(b"connection") != b"close", bytes(body)

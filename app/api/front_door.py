@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Coroutine, Generator
+from contextlib import suppress
 from types import coroutine
 from typing import TYPE_CHECKING, Any, cast
 
@@ -43,6 +44,12 @@ _ON_EVERY_API_ANSWER: _Headers = [*SECURITY_HEADERS, _NO_STORE, _API_POLICY]
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
+_BODY_STALL_S = 10.0
+"""Between two parts of a body."""
+_DISCARD_S = 1.0
+_DISCARDED_BYTES = 256 * 1024
+
+
 class FrontDoor:
     """The whole application as uvicorn sees it: `api` with a request id, a clock, bounds and a last resort.
 
@@ -74,6 +81,14 @@ class FrontDoor:
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
 
+    @property
+    def is_loaded(self) -> bool | None:
+        """Whether prompts can be answered as far as this worker is concerned; `None` while it still loads."""
+        runtime = getattr(self.api.state, "runtime", None)
+        if runtime is None or not runtime.agent_room.done():
+            return None
+        return not runtime.agent_room.cancelled() and runtime.agent_room.exception() is None
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event, as ASGI asks."""
         if scope["type"] != "http":
@@ -81,23 +96,30 @@ class FrontDoor:
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
         visit = open_visit(scope, headers.get(b"x-request-id"))
+        body = _Body(receive, headers, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
+        reply = _Reply(visit, body, send)
         if not tracing.is_on():
-            await self._serve(scope, receive, _Reply(visit, send), visit, headers)
+            await self._serve(scope, receive, body, reply, visit, headers)
             return
         with tracing.request_span(scope["method"], scope["path"], scope["headers"]) as span:
             span.set_attribute("mnemosine.request_id", visit.request_id)
-            reply = _Reply(visit, send)
-            await self._serve(scope, receive, reply, visit, headers)
+            await self._serve(scope, receive, body, reply, visit, headers)
             tracing.end_request_span(span, visit.route or _route_of(scope), reply.status)
 
     async def _serve(
-        self, scope: Scope, receive: Receive, reply: "_Reply", visit: Visit, headers: dict[bytes, bytes]
+        self,
+        scope: Scope,
+        receive: Receive,
+        body: "_Body",
+        reply: "_Reply",
+        visit: Visit,
+        headers: dict[bytes, bytes],
     ) -> None:
         token = request_id.set(visit.request_id)
         story = current.set(visit.story)
         self.metrics.in_flight += 1
         try:
-            body = _Body(receive, headers, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
+            body.check_headers()
             if not await self._answer_known(scope, headers, visit, body, reply):
                 await self._inner(scope, body.receive, reply.send)
         except MnemosineError as error:
@@ -162,9 +184,11 @@ def _route_of(scope: Scope) -> str:
 class _Reply:
     """The way out: adds the headers that every response carries, and knows whether one has begun."""
 
-    def __init__(self, visit: Visit, send: Send) -> None:
+    def __init__(self, visit: Visit, body: "_Body", send: Send) -> None:
         self.status = 0
         self._visit = visit
+        self._body = body
+        self._is_last = False
         self._send = send
 
     async def send(self, message: Message) -> None:
@@ -181,7 +205,16 @@ class _Reply:
                 headers += limit_headers(self._visit.allowance)
             headers.append((b"x-request-id", self._visit.request_id.encode("ascii")))
             headers.append((b"server-timing", self._visit.server_timing().encode("ascii")))
+            # What is left of the body is not waited for: this is the last answer on the connection.
+            self._is_last = not self._body.is_complete and not await self._body.settle()
+            if self._is_last:
+                headers.append((b"connection", b"close"))
             message["headers"] = headers
+        elif self._is_last and not message.get("more_body", False):
+            # A close with bytes unread would reset the connection, and the client might never see the answer.
+            await self._send({**message, "more_body": True})
+            await self._body.discard()
+            message = {"type": "http.response.body"}
         await self._send(message)
 
     async def send_whole(self, headers: _Headers, body: bytes) -> None:
@@ -205,24 +238,32 @@ class _Body:
     """The way in: the body counted while it arrives, and given a time to arrive in."""
 
     def __init__(self, receive: Receive, headers: dict[bytes, bytes], *, max_bytes: int, timeout_s: float) -> None:
-        encoding = headers.get(b"content-encoding", b"identity")
-        if encoding != b"identity":
-            raise UnsupportedMedia("compressed requests are not accepted; send the body as it is")
-        length = headers.get(b"content-length")
-        if length is not None and (not length.isdigit() or int(length) > max_bytes):
-            raise PayloadTooLarge(f"the body may have at most {max_bytes} bytes")
         self._receive = receive
+        self._headers = headers
         self._left = max_bytes
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
-        self._complete = length == b"0" or (length is None and b"transfer-encoding" not in headers)
         self._deadline: float | None = None
         self._read_ahead: Message | None = None
+        self.is_complete = (
+            headers.get(b"content-length") == b"0"
+            if b"content-length" in headers
+            else b"transfer-encoding" not in headers
+        )
+
+    def check_headers(self) -> None:
+        """Refuse what need not arrive to be refused."""
+        if self._headers.get(b"content-encoding", b"identity") != b"identity":
+            raise UnsupportedMedia("compressed requests are not accepted; send the body as it is")
+        length = self._headers.get(b"content-length")
+        if length is not None and (not length.isdigit() or int(length) > self._max_bytes):
+            self._left = 0
+            raise PayloadTooLarge(f"the body may have at most {self._max_bytes} bytes")
 
     async def whole(self) -> bytes | None:
         """The whole body, or `None` where there is none. It is there for `receive` all the same."""
         pieces: list[bytes] = []
-        while not self._complete:
+        while not self.is_complete:
             message = await self.receive()
             if message["type"] != "http.request":
                 self._read_ahead = message
@@ -233,10 +274,11 @@ class _Body:
         return body or None
 
     async def receive(self) -> Message:
+        """The next part. Raises `InvalidRequest` where it is too slow, `PayloadTooLarge` where it is too much."""
         if self._read_ahead is not None:
             message, self._read_ahead = self._read_ahead, None
             return message
-        if self._complete:
+        if self.is_complete:
             return await self._receive()
         receiving = cast("Coroutine[Any, Any, Message]", self._receive())
         try:
@@ -246,20 +288,47 @@ class _Body:
             message: Message = there.value
         else:
             message = await self._in_time(_resumed(receiving, waits_for))
-        self._left -= len(message.get("body", b""))
+        self._take(message)
         if self._left < 0:
             raise PayloadTooLarge(f"the body may have at most {self._max_bytes} bytes")
-        self._complete = not message.get("more_body", False)
         return message
 
     async def _in_time(self, receiving: Awaitable[Message]) -> Message:
+        now = asyncio.get_running_loop().time()
         if self._deadline is None:
-            self._deadline = asyncio.get_running_loop().time() + self._timeout_s
+            self._deadline = now + self._timeout_s
         try:
-            async with asyncio.timeout_at(self._deadline):
+            async with asyncio.timeout_at(min(self._deadline, now + _BODY_STALL_S)):
                 return await receiving
         except TimeoutError as error:
-            raise InvalidRequest(f"the body did not arrive within {self._timeout_s:g} s") from error
+            limits = f"{_BODY_STALL_S:g} s without a byte, {self._timeout_s:g} s in all"
+            raise InvalidRequest(f"the body came too slowly; the limits are {limits}") from error
+
+    async def settle(self) -> bool:
+        """Take what has arrived already; whether that was all."""
+        if b"expect" in self._headers:  # asking for more would invite the client to send it
+            return False
+        while not self.is_complete and self._left > 0:
+            try:
+                async with asyncio.timeout(0):
+                    self._take(await self._receive())
+            except TimeoutError:
+                return False
+        return self.is_complete
+
+    async def discard(self) -> None:
+        """Read on for a moment, so that a client that sends before it reads comes to read; never much."""
+        left = _DISCARDED_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARD_S):
+                while not self.is_complete and left > 0:
+                    message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    self._take(message)
+
+    def _take(self, message: Message) -> None:
+        self._left -= len(message.get("body", b""))
+        self.is_complete = not message.get("more_body", False)
 
 
 @coroutine

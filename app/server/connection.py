@@ -1,0 +1,157 @@
+"""One HTTP connection: uvicorn's, with deadlines for whoever is slow and bounds for whoever sends too much."""
+
+import asyncio
+import json
+import math
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from app.server.listener import is_readable
+
+HEAD_TIMEOUT_S = 10.0
+"""For a request's line and headers to arrive, from the first byte or from the connection on."""
+WRITE_TIMEOUT_S = 30.0
+"""For a client that does not read what it asked for."""
+FAREWELL_S = 1.0
+"""At the end, for a request that may be on its way on a connection that is idle."""
+LINGER_S = 1.0
+"""After a refusal, for the client to read it."""
+MAX_HEAD_BYTES = 16 * 1024
+MAX_URL_BYTES = 8 * 1024
+MAX_HEADERS = 100
+
+
+class State(ServerState):
+    """What all connections of a process share."""
+
+    leaving = False
+    """The process is to end: every response says `Connection: close`."""
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that knows when it should have heard or sent something; `sweep()` ends it when it has not.
+
+    One sweep a second over all connections instead of a timer for each request: nothing is scheduled and cancelled
+    on the way of a request.
+    """
+
+    server_state: State
+    # None before the first request; uvicorn's annotation leaves that out.
+    cycle: RequestResponseCycle | None  # pyright: ignore[reportIncompatibleVariableOverride]
+    _head_due = math.inf
+    _write_due = math.inf
+    _close_at = math.inf
+    _head_bytes = 0
+    """At least as many as the head that is arriving has."""
+    _chunk_bytes = 0
+    _refusal: HTTPStatus | None = None
+    _is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - as uvicorn types it
+        """Begin; the first request is awaited from here on."""
+        super().connection_made(transport)
+        self._head_due = self.loop.time() + HEAD_TIMEOUT_S
+        if self.server_state.leaving:
+            self._close_at = self.loop.time() + FAREWELL_S
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client sent."""
+        if self._is_refused:
+            return
+        self._chunk_bytes = len(data)
+        self._head_bytes += self._chunk_bytes
+        if self._head_due is math.inf and (self.cycle is None or self.cycle.response_complete):
+            # Maybe only an empty line, which begins no request and has just stopped the timer of the idle connection.
+            self._head_due = self.loop.time() + HEAD_TIMEOUT_S
+        super().data_received(data)
+        if self._head_bytes > MAX_HEAD_BYTES and self._head_due is not math.inf and not self.transport.is_closing():
+            # Still no end of the headers.
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        """A request begins; its head has its time from now."""
+        super().on_message_begin()
+        self._head_bytes = self._chunk_bytes
+        self._head_due = self.loop.time() + HEAD_TIMEOUT_S
+
+    def on_headers_complete(self) -> None:
+        """The head is there: accept or refuse it."""
+        self._head_due = math.inf
+        if len(self.url) > MAX_URL_BYTES:
+            self._refusal = HTTPStatus.REQUEST_URI_TOO_LONG
+        elif len(self.headers) > MAX_HEADERS or (
+            self._head_bytes > MAX_HEAD_BYTES and sum(map(_length, self.headers)) > MAX_HEAD_BYTES
+        ):
+            self._refusal = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        if self._refusal is not None:
+            # Ends the parsing; uvicorn then calls `send_400_response`.
+            raise ValueError(self._refusal.phrase)
+        super().on_headers_complete()
+        if self.server_state.leaving and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, in the shape of every other refusal."""
+        self._refuse(self._refusal or HTTPStatus.BAD_REQUEST)
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as we write."""
+        super().pause_writing()
+        self._write_due = self.loop.time() + WRITE_TIMEOUT_S
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        super().resume_writing()
+        self._write_due = math.inf
+
+    def sweep(self, now: float) -> None:
+        """Cut the connection where one of its deadlines has passed."""
+        if now >= self._write_due:
+            self.transport.abort()
+        elif now >= self._head_due and not self.transport.is_closing():
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+
+    def shutdown(self) -> None:
+        """Begin to end: the running request is the last one; without one, wait a moment for one that is on its way.
+
+        A client cannot know that we are about to close: a request may have left it already, on a connection that is
+        new or was idle. It is answered, with `Connection: close`.
+        """
+        if self.cycle is None or self.cycle.response_complete:
+            self._close_at = self.loop.time() + FAREWELL_S
+        else:
+            self.cycle.keep_alive = False
+
+    def close_if_idle(self, now: float) -> None:
+        """Close the connection if the moment of `shutdown()` is over and nothing has come."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if now < self._close_at or not is_idle or self.transport.is_closing():
+            return
+        fd: int = self.transport.get_extra_info("socket").fileno()
+        if not is_readable(fd):
+            self.transport.close()
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            # An answer is under way on this connection; nothing may be written into it.
+            self.transport.close()
+            return
+        body = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": status.description}
+        content = json.dumps(body).encode()
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/problem+json\r\n"
+            f"content-length: {len(content)}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
+        )
+        # A close with bytes unread would reset the connection, and the client might never see the answer.
+        self._is_refused = True
+        self._head_due = math.inf
+        self.transport.write(head.encode() + content)
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)
+
+
+def _length(header: tuple[bytes, Any]) -> int:
+    return len(header[0]) + len(header[1])

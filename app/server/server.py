@@ -1,0 +1,186 @@
+"""uvicorn's server, ending in an order in which nobody is lost."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol, cast
+
+import uvicorn
+
+from app.server.connection import Connection, State
+from app.server.listener import BACKLOG, turn_newcomers_away, until_nobody_waits
+
+_FORCED_S = 0.7
+"""After a second signal, for what can be ended in order."""
+_CLOSING_S = 5.0
+"""For the application to close what it opened, once its requests have ended."""
+
+
+class Application(Protocol):
+    """What is served: an ASGI application that can be told of its end."""
+
+    draining: asyncio.Event
+    """Set first: no new work, not ready."""
+    last_call: asyncio.Event
+    """Set before what still runs is cancelled."""
+
+    @property
+    def is_loaded(self) -> bool | None:
+        """Whether it has all it needs to answer; `None` while that is not decided."""
+        ...
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one event."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to serve; 0 switches a limit off."""
+
+    workers: int = 1
+    keep_alive_s: int = 5
+    graceful_timeout_s: int = 25
+    max_requests: int = 0
+    """After about so many requests a worker is replaced: between this and `max_requests_jitter` more."""
+    max_requests_jitter: int = 0
+    max_worker_bytes: int = 0
+    """A worker whose resident memory, shared pages included, is above this is replaced."""
+    trusted_proxies: tuple[str, ...] = ()
+
+    @property
+    def last_call_s(self) -> float:
+        """Seconds of the grace time that streams get to end by themselves."""
+        return min(5.0, self.graceful_timeout_s / 5)
+
+
+class Server(uvicorn.Server):
+    """Serves until `should_exit`, then: nobody new, running requests finish, then everything is closed.
+
+    Sets `application.draining` at once, accepts whoever stands before the listener, closes it, answers what is running
+    or on its way with `Connection: close`, and sets `application.last_call` before the grace time is over.
+    """
+
+    def __init__(self, application: Application, options: Options) -> None:
+        config = uvicorn.Config(
+            cast("Any", application),
+            loop="auto",  # uvloop where it is installed
+            http=Connection,
+            ws="none",
+            lifespan="on",
+            interface="asgi3",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=bool(options.trusted_proxies),
+            forwarded_allow_ips=list(options.trusted_proxies),
+            timeout_keep_alive=options.keep_alive_s,
+            timeout_graceful_shutdown=options.graceful_timeout_s,
+            limit_max_requests=options.max_requests or None,
+            limit_max_requests_jitter=options.max_requests_jitter,
+            backlog=BACKLOG,
+        )
+        super().__init__(config)
+        self.server_state = State()
+        self.application = application
+        self.options = options
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end. Once a second slow clients are cut off."""
+        if counter % 10 == 0:
+            self._sweep(Connection.sweep)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End in order, as the class says, or in a hurry when `force_exit` is set meanwhile."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.options.graceful_timeout_s
+        last_call_at = deadline - self.options.last_call_s
+        state = self.server_state
+        self.application.draining.set()
+        await self.close_listeners(sockets or [])
+        state.leaving = True
+        for connection in list(state.connections):
+            connection.shutdown()
+        while (state.connections or state.tasks) and loop.time() < deadline and not self.force_exit:
+            self._sweep(Connection.close_if_idle)
+            if loop.time() >= last_call_at:
+                self.application.last_call.set()
+            await asyncio.sleep(0.02)
+        self.application.last_call.set()
+        await self._cut()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FORCED_S / 2 if self.force_exit else _CLOSING_S):
+                await self.lifespan.shutdown()
+
+    async def close_listeners(self, sockets: list[socket.socket]) -> None:
+        """Accept everybody who stands before the listeners, then close them."""
+        for listener in sockets:
+            turn_newcomers_away(listener)
+            await until_nobody_waits(listener)
+        self._close(sockets)
+
+    def _close(self, sockets: list[socket.socket]) -> None:
+        for server in self.servers:
+            server.close()
+        for listener in sockets:
+            listener.close()
+
+    async def _cut(self) -> None:
+        # Cancelled requests that have not answered yet are answered now, see the front door.
+        state = self.server_state
+        for task in state.tasks:
+            task.cancel(msg="the time for running requests is over")
+        if state.tasks:
+            await asyncio.wait(set(state.tasks), timeout=_FORCED_S / 2)
+        for connection in list(state.connections):
+            connection.transport.close()
+
+    def _sweep(self, sweep: Callable[[Connection, float], None]) -> None:
+        now = asyncio.get_running_loop().time()
+        for connection in list(cast("Iterable[Connection]", self.server_state.connections)):
+            sweep(connection, now)
+
+
+class LoneServer(Server):
+    """The one process of a server: told by signals, SIGTERM or SIGINT. Exit status 0; the second signal ends it."""
+
+    def __init__(self, application: Application, options: Options, announce: Callable[[], None]) -> None:
+        super().__init__(application, options)
+        self._announce = announce
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note a signal. uvicorn would raise it again after the shutdown, which ends in status 128 + n."""
+        if self.force_exit:
+            os._exit(0)
+        if self.should_exit:
+            self.force_exit = True
+            # Even where the loop, or a thread that the interpreter waits for, never comes back.
+            timer = threading.Timer(_FORCED_S, os._exit, (0,))
+            timer.daemon = True
+            timer.start()
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept, then say so."""
+        await super().startup(sockets=sockets)
+        if self.started and not self.should_exit:
+            self._announce()
+
+
+def serve_alone(
+    application: Application, listener: socket.socket, options: Options, announce: Callable[[], None]
+) -> None:
+    """Serve in this process until SIGTERM or SIGINT; `announce()` is called when requests are accepted."""
+    server = LoneServer(application, options, announce)
+    # Also during the last steps of the interpreter a signal is no reason for a traceback.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, server.handle_exit)
+    server.run(sockets=[listener])
