@@ -1,9 +1,9 @@
-"""What recording costs a cached hit: `python -m benchmarks.cost_of_metrics [--served]`.
+"""What recording costs a cached hit: `python -m benchmarks.cost_of_metrics`.
 
 One request after another through the front door of the whole application, in this process, in alternating rounds: with
 everything that is measured, and with none of it (no counters, no histograms, no stories, no reports to other workers,
-no watch over the loop). CPU time, since the machine may be shared; median of the ratios with extremes. `--served` does
-the same with two real servers and 32 connections.
+no watch over the loop). CPU time, since the machine may be shared; median of the ratios with extremes.
+There is no socket in it; `benchmarks.cached_hit` says what a served hit costs, and so which share of it this is.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -26,7 +25,6 @@ from app.config import load_settings
 from app.core.metrics import Metrics
 from app.main import create_app
 from app.runtime import prepare
-from benchmarks.run import MNEMOSINE, UVICORN, Row, fake_provider, measure_row, serve
 
 PASSWORD = "a password for benchmarks"
 
@@ -142,38 +140,12 @@ async def _pause() -> None:
     await asyncio.sleep(0)
 
 
-def served(rounds: int, seconds: float) -> None:
-    env = {**MNEMOSINE.env, "RATE_LIMIT_PER_MINUTE": "0"}
-    base = replace(MNEMOSINE, environment=None, env=env)
-    measured = replace(base, name="measured", command=(*UVICORN, "app.main:app"))
-    unmeasured = replace(base, name="unmeasured", command=(*UVICORN, "benchmarks.unmeasured:app"))
-    with ExitStack() as stack:
-        provider, _ = stack.enter_context(fake_provider())
-        up = [
-            stack.enter_context(serve(one, provider, stack.enter_context(tempfile.TemporaryDirectory())))
-            for one in (measured, unmeasured)
-        ]
-        row = Row("cached", "cached", 32)
-        found = [measure_row(row, up, rounds=1, seconds=seconds)["subjects"] for _ in range(rounds)]
-    for key, unit in (("per_second", "hits/s"), ("cpu_ms", "ms of CPU a hit")):
-        with_all, with_none = ([one[name][key]["median"] for one in found] for name in ("measured", "unmeasured"))
-        ratios = sorted(a / b - 1 for a, b in zip(with_all, with_none, strict=True))
-        print(
-            f"{statistics.median(with_all):.4g} {unit} measured, {statistics.median(with_none):.4g} unmeasured: "
-            f"{100 * statistics.median(ratios):+.1f} % ({100 * ratios[0]:+.1f} to {100 * ratios[-1]:+.1f})"
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_of_metrics", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--hits", type=int, default=3000)
-    parser.add_argument("--served", action="store_true")
     options = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    if options.served:
-        served(options.rounds, seconds=2.0)
-        return
     asyncio.run(measure(options.rounds, options.hits))
 
 
