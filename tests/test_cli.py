@@ -173,7 +173,7 @@ def test_the_first_password_is_printed_once_and_stored_nowhere(tmp_path: Path) -
         assert password
         assert first.stop(signal.SIGINT) == 0
         assert password[1] not in first.out
-    for file in (tmp_path / "data").iterdir():
+    for file in filter(Path.is_file, (tmp_path / "data").rglob("*")):
         assert password[1].encode() not in file.read_bytes()
     with serving(tmp_path) as second:
         second.wait_until_ready()
