@@ -1,13 +1,16 @@
-"""What we are compared with: FastAPI around `agent.run`, one agent object, the SDK's model; nothing else.
+"""What we are compared with: FastAPI around `agent.run` and `run_stream`, one agent object, the SDK's model.
 
     uvicorn --factory benchmarks.plain_application:create_app
 
 `talker` and `weatherman` are the same agents without a model, for `mnemosine serve`.
 """
 
+import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from pydantic_ai import Agent
 
@@ -41,6 +44,16 @@ def create_app() -> FastAPI:
     async def prompt(question: Prompt) -> dict[str, Any]:
         result = await agents[question.agent].run(question.message)
         return {"response": result.output}
+
+    @app.post("/stream")
+    async def stream(question: Prompt) -> StreamingResponse:
+        async def deltas() -> AsyncIterator[str]:
+            async with agents[question.agent].run_stream(question.message) as result:
+                async for text in result.stream_text(delta=True, debounce_by=None):
+                    yield f"event: delta\ndata: {json.dumps({'text': text})}\n\n"
+            yield "event: done\ndata: {}\n\n"
+
+        return StreamingResponse(deltas(), media_type="text/event-stream")
 
     @app.get("/livez")
     async def livez() -> str:
