@@ -154,7 +154,12 @@ class Conflict(MnemosineError):
 
 
 class LimitExceeded(MnemosineError):
-    """The caller is over a rate limit or a budget."""
+    """The caller is over a rate limit or a budget.
+
+    `run_id` names the run that had no room in it; who only waited for that run has been refused nothing.
+    """
+
+    run_id: str | None = None
 
     code = "limit-exceeded"
     status = 429

@@ -18,6 +18,7 @@ from app import __version__, tracing
 from app.config import Settings
 from app.core.accounts import Accounts
 from app.core.api_keys import KeyUses
+from app.core.budgets import Budgets
 from app.core.cache_service import CacheService
 from app.core.callers import Callers
 from app.core.idempotency import Idempotency
@@ -80,6 +81,7 @@ class Runtime:
     """What all workers know together."""
     cache: CacheService
     limiter: RateLimiter
+    budgets: Budgets
     agent_room: asyncio.Future[AgentRoom]
     """Await it through `asyncio.shield`: it is everybody's."""
     started_at: float
@@ -189,11 +191,26 @@ async def open_runtime(
             on_key_used=key_uses.note,
         )
         stack.push_async_callback(callers.aclose)
+        limiter = RateLimiter(
+            store.take,
+            requests_per_minute=settings.rate_limit_per_minute,
+            tokens_per_minute=settings.tokens_per_minute,
+            on_refusal=lambda group, limit: metrics.counter("limit_refusals", group, limit).add(),
+            on_local_count=metrics.counter("limits_counted_locally").add,
+        )
+        budgets = Budgets(
+            database,
+            # Longer than any run, so that none outlives what it has reserved.
+            lease_s=settings.model_timeout_seconds + 60,
+            changed=callers.forget_everywhere,
+            on_refusal=metrics.counter("limit_refusals", "prompts", "budget").add,
+        )
+        stack.push_async_callback(budgets.aclose)
         # First the opening task ends, then what it opened is closed.
         room_stack = await stack.enter_async_context(AsyncExitStack())
         parts["cache"] = cache.numbers
         agent_room = asyncio.create_task(
-            _open_agent_room(settings, runs, cache, metrics, parts, room_stack), name="agent-room"
+            _open_agent_room(settings, runs, cache, limiter, budgets, metrics, parts, room_stack), name="agent-room"
         )
         stack.push_async_callback(_end, agent_room)
         # Runs end before the pool closes under them.
@@ -225,13 +242,8 @@ async def open_runtime(
             parts=parts,
             store=store,
             cache=cache,
-            limiter=RateLimiter(
-                store.take,
-                requests_per_minute=settings.rate_limit_per_minute,
-                tokens_per_minute=settings.tokens_per_minute,
-                on_refusal=lambda group, limit: metrics.counter("limit_refusals", group, limit).add(),
-                on_local_count=metrics.counter("limits_counted_locally").add,
-            ),
+            limiter=limiter,
+            budgets=budgets,
             agent_room=agent_room,
             started_at=monotonic(),
             draining=draining or asyncio.Event(),
@@ -276,6 +288,8 @@ async def _open_agent_room(
     settings: Settings,
     runs: RunLog,
     cache: CacheService,
+    limiter: RateLimiter,
+    budgets: Budgets,
     metrics: Metrics,
     parts: dict[str, Callable[[], Mapping[str, Any]]],
     stack: AsyncExitStack,
@@ -286,6 +300,7 @@ async def _open_agent_room(
 
         stack.callback(trace_agents())
     from app.core.agent_pool import AgentPool
+    from app.core.charges import Charges
     from app.core.models import Models
     from app.core.prompt_service import PromptService
 
@@ -318,6 +333,7 @@ async def _open_agent_room(
         models,
         runs,
         cache,
+        Charges(limiter, budgets),
         allowed_models={settings.default_model, "offline"},
         model_timeout_s=settings.model_timeout_seconds,
         on_model_call=metrics.record_model_call,

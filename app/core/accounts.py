@@ -9,6 +9,7 @@ from app.core.run import Caller
 from app.core.security import PasswordHasher
 from app.db.api_keys import ApiKeyRow, add_api_key, delete_api_key, delete_api_keys_of, list_api_keys
 from app.db.async_session import Database
+from app.db.budgets import forget_budgets
 from app.db.models import Role
 from app.db.users import (
     UserPage,
@@ -94,7 +95,9 @@ class Accounts:
                 after = await (disable_user if disabled else enable_user)(session, user_id)
             ended = before is not None and before.token_version != after.token_version
             if ended:
+                keys = await list_api_keys(session, user_id=user_id)
                 await delete_api_keys_of(session, user_id)
+                await forget_budgets(session, [f"key:{key.id}" for key in keys])
         if ended or (before is not None and before.username != after.username):
             await self._callers.forget_everywhere()
         return after
@@ -102,7 +105,9 @@ class Accounts:
     async def delete_user(self, user_id: str) -> None:
         """Remove a user with all keys. Raises `NotFound`, or `Conflict` for the last active administrator."""
         async with self._database.write() as session:
+            keys = await list_api_keys(session, user_id=user_id)
             await delete_user(session, user_id)
+            await forget_budgets(session, [f"user:{user_id}", *(f"key:{key.id}" for key in keys)])
         await self._callers.forget_everywhere()
 
     async def change_password(self, caller: Caller, *, old: str, new: str, peer: str) -> None:
@@ -132,10 +137,18 @@ class Accounts:
         async with self._database.read() as session:
             return await list_api_keys(session, user_id=user_id)
 
+    async def key(self, key_id: str, *, user_id: str) -> ApiKeyRow:
+        """One key of the user. Raises `NotFound` also for somebody else's."""
+        for key in await self.keys(user_id):
+            if key.id == key_id:
+                return key
+        raise NotFound("there is no such API key")
+
     async def delete_key(self, key_id: str, *, user_id: str) -> None:
         """End a key. Raises `NotFound` also for somebody else's."""
         async with self._database.write() as session:
             await delete_api_key(session, key_id, user_id=user_id)
+            await forget_budgets(session, [f"key:{key_id}"])
         await self._callers.forget_everywhere()
 
 

@@ -11,6 +11,7 @@ from pydantic_ai import (
     ModelSettings,
     NativeOutput,
     PromptedOutput,
+    RunUsage,
     StructuredDict,
     ToolDefinition,
 )
@@ -73,9 +74,12 @@ class Outcome:
                 return ModelMessagesTypeAdapter.dump_json(self.new_messages)
 
 
-async def run_agent(entry: PooledAgent, question: Question, deps: Any, *, run_id: str, tell: Tell | None) -> Outcome:
+async def run_agent(
+    entry: PooledAgent, question: Question, deps: Any, *, run_id: str, tell: Tell | None, usage: RunUsage | None = None
+) -> Outcome:
     """Answer `question` with a live agent. With `tell` the model is asked for a stream, and what comes is passed on.
 
+    `usage` takes up what each model request used, as it ends; an answer in one request says it with its outcome.
     Raises what Pydantic AI raises, and `InvalidFields` for a question that this agent cannot be asked.
     """
     prompt = _prompt(question)
@@ -85,6 +89,7 @@ async def run_agent(entry: PooledAgent, question: Question, deps: Any, *, run_id
     options: dict[str, Any] = {
         "run_id": run_id,
         "deps": deps,
+        "usage": usage,
         "message_history": list(question.history) or None,
         "instructions": question.instructions,
         # A Python agent is one object for every run, so the model comes with the run.

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from time import perf_counter, time
 from typing import Any, Literal, Protocol
 from uuid import uuid4
@@ -21,7 +22,10 @@ from app.errors import StoreUnavailable
 from app.stores.memory import MemoryStore
 from app.stores.protocol import Counter, SharedStore
 
-Run = Callable[[Tell | None], Awaitable[Answer]]
+Began = Callable[[], None]
+"""What a run calls when nothing stands between it and the model any more: no limit, no budget, no queue."""
+
+Run = Callable[[Tell | None, Began], Awaitable[Answer]]
 """Asks the model. With a `Tell` it is asked for a stream, and what comes is passed on."""
 
 Generation = tuple[int, int]
@@ -186,7 +190,7 @@ class CacheService:
         `alone` keeps this question from sharing a run with others that are asked at the same time.
         """
         if not self.enabled or mode == "off":
-            return replace(await run(None), cache="BYPASS")
+            return replace(await run(None, lambda: None), cache="BYPASS")
         if mode == "use" and (found := self._recall(key)) is not None:
             return found
         async with self._telling(key, run, mode=mode, ttl_s=ttl_s, alone=alone, streamed=False) as telling:
@@ -300,11 +304,10 @@ class CacheService:
         async def fly(flight: Flight) -> Answer:
             tell = flight.tell if streamed else None
             if mode == "off":
-                flight.decide("BYPASS")
-                return replace(await run(tell), cache="BYPASS")
+                return replace(await run(tell, partial(flight.decide, "BYPASS")), cache="BYPASS")
             if mode == "refresh":
-                flight.decide("REFRESH")
-                return await self._keep(key, await run(tell), generation, ttl_s, cache="REFRESH")
+                answer = await run(tell, partial(flight.decide, "REFRESH"))
+                return await self._keep(key, answer, generation, ttl_s, cache="REFRESH")
             return await self._fly(flight, key, run, tell, generation, ttl_s, joinable=joinable)
 
         with self._flights.aboard(place, fly) as (flight, joined):
@@ -350,11 +353,11 @@ class CacheService:
             flight.decide("HIT")
             return found
         self.counts.misses += 1
-        flight.decide("MISS")
         kept = False
         try:
             nearest = self._nearest(key)
-            answer = await self._keep(key, await run(tell), generation, ttl_s, cache="MISS", differs=nearest)
+            answer = await run(tell, partial(flight.decide, "MISS"))
+            answer = await self._keep(key, answer, generation, ttl_s, cache="MISS", differs=nearest)
             kept = answer.ttl_s is not None
         finally:
             if lease is not None:

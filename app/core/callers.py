@@ -14,6 +14,7 @@ from app.core.run import Caller
 from app.core.security import PasswordHasher, TokenClaims, TokenSigner
 from app.db.api_keys import find_api_key
 from app.db.async_session import Database
+from app.db.budgets import has_budget
 from app.db.users import UserRow, find_user, get_user, username_key
 from app.errors import NotAuthenticated, StoreUnavailable
 
@@ -179,16 +180,19 @@ class Callers:
             return await self._verify_key(credential, claimed)
         async with self._database.read() as session:
             user = await get_user(session, claimed.user_id)
+            budget = await has_budget(session, (f"user:{claimed.user_id}",))
         if user is None or user.disabled or user.token_version != claimed.token_version:
             raise NotAuthenticated(_REFUSED)
-        return Caller(id=user.id, username=user.username, role=user.role), claimed.expires_at - time.time()
+        caller = Caller(id=user.id, username=user.username, role=user.role, has_budget=budget)
+        return caller, claimed.expires_at - time.time()
 
     async def _verify_key(self, credential: str, key_id: str) -> tuple[Caller, float]:
         async with self._database.read() as session:
             found = await find_api_key(session, key_id)
-        if found is None:
-            raise NotAuthenticated(_REFUSED)
-        key, owner = found
+            if found is None:
+                raise NotAuthenticated(_REFUSED)
+            key, owner = found
+            budget = await has_budget(session, (f"user:{owner.id}", f"key:{key_id}"))
         left_s = float("inf") if key.expires_at is None else key.expires_at.timestamp() - time.time()
         if not is_key_of(credential, key.digest) or owner.disabled or left_s <= 0:
             raise NotAuthenticated(_REFUSED)
@@ -203,6 +207,7 @@ class Callers:
             agents=None if key.agents is None else frozenset(key.agents),
             requests_per_minute=key.requests_per_minute,
             tokens_per_minute=key.tokens_per_minute,
+            has_budget=budget,
             chat_ui=key.chat_ui,
         )
         return caller, left_s

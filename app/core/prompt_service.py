@@ -8,13 +8,16 @@ from itertools import pairwise
 from time import monotonic, perf_counter
 from typing import Any
 
+from pydantic_ai.models import Model
+
 from app import tracing
 from app.core.agent_pool import AgentPool, PooledAgent
 from app.core.agent_run import Outcome, run_agent
 from app.core.agents import AgentDefinition, Agents
 from app.core.cache_key import CacheKey
 from app.core.cache_policy import is_storable, key_of, may_be_kept, may_be_shared_in_flight, ttl_of
-from app.core.cache_service import CacheService, Run, Telling
+from app.core.cache_service import Began, CacheService, Run, Telling
+from app.core.charges import Charge, Charges
 from app.core.flights import Tell
 from app.core.models import Models, provider_error, provider_of
 from app.core.provider_guard import attempts, deadline_at
@@ -22,7 +25,7 @@ from app.core.run import Answer, Attempt, CacheMode, Caller, Question, RunEvent,
 from app.core.run_log import Recording, RunLog
 from app.core.story import current
 from app.core.story import tell as note_step
-from app.errors import FieldFault, InvalidFields, MnemosineError, ProviderTimeout
+from app.errors import FieldFault, InvalidFields, LimitExceeded, MnemosineError, ProviderTimeout
 
 
 class PromptService:
@@ -39,6 +42,7 @@ class PromptService:
         models: Models,
         runs: RunLog,
         cache: CacheService,
+        charges: Charges,
         *,
         allowed_models: Iterable[str],
         model_timeout_s: float,
@@ -49,6 +53,7 @@ class PromptService:
         self._models = models
         self._runs = runs
         self._cache = cache
+        self._charges = charges
         self._endpoints: dict[str, str] = {}
         self._allowed_models = frozenset(allowed_models)
         self._model_timeout_s = model_timeout_s
@@ -69,12 +74,19 @@ class PromptService:
             conversation_id=question.conversation_id,
         ) as record:
             with tracing.span("mnemosine.cache", gen_ai__agent__name=asked.definition.name) as span:
-                answer = await self._cache.get_or_run(asked.key, asked.run, **asked.cache_options)
+                answer = await self._get_or_run(asked)
                 span.set_attribute("mnemosine.cache.state", answer.cache)
             answer = asked.ours(answer)
             record.answered(answer)
             asked.tell_end(answer)
             return answer
+
+    async def _get_or_run(self, asked: "_Asked") -> Answer:
+        while True:
+            try:
+                return await self._cache.get_or_run(asked.key, asked.run, **asked.cache_options)
+            except LimitExceeded as refusal:
+                asked.raise_if_ours(refusal)
 
     @asynccontextmanager
     async def stream(self, caller: Caller, question: Question) -> AsyncGenerator[AsyncGenerator[RunEvent]]:
@@ -91,7 +103,14 @@ class PromptService:
             model=asked.model_name,
             conversation_id=question.conversation_id,
         ) as record:
-            async with self._cache.open_stream(asked.key, asked.run, **asked.cache_options) as telling:
+            async with AsyncExitStack() as stack:
+                while True:
+                    opening = self._cache.open_stream(asked.key, asked.run, **asked.cache_options)
+                    try:
+                        telling = await stack.enter_async_context(opening)
+                        break
+                    except LimitExceeded as refusal:
+                        asked.raise_if_ours(refusal)
                 events = self._events(asked, telling, record)
                 try:
                     yield events
@@ -128,15 +147,23 @@ class PromptService:
         if story is not None:
             story.agent, story.model = definition.name, model_name
 
-        async def run(tell: Tell | None) -> Answer:
-            # Leased by the run, not by the caller: whoever shares the run may leave before it ends.
+        def model() -> Model[Any]:
+            own = definition.own_model if model_name == definition.model else None
+            return own or self._models.get(model_name)
+
+        async def run(tell: Tell | None, ready: Began) -> Answer:
+            # Charged and leased by the run, not by the caller: whoever shares the run may leave before it ends.
             note_step("cache", began)
             asked = perf_counter()
             async with AsyncExitStack() as stack:
+                charge = await stack.enter_async_context(
+                    self._charges.open(caller, question, definition, model, run_id)
+                )
                 with tracing.span("mnemosine.agent_pool", gen_ai__agent__name=definition.name):
                     entry = await stack.enter_async_context(self._pool.lease(definition, model_name=model_name))
                 note_step("agent pool", asked)
-                return await self._run(run_id, entry, caller, question, tell)
+                ready()
+                return await self._run(run_id, entry, caller, question, tell, charge)
 
         return _Asked(
             run_id=run_id,
@@ -157,7 +184,13 @@ class PromptService:
         return endpoint
 
     async def _run(
-        self, run_id: str, entry: PooledAgent, caller: Caller, question: Question, tell: Tell | None
+        self,
+        run_id: str,
+        entry: PooledAgent,
+        caller: Caller,
+        question: Question,
+        tell: Tell | None,
+        charge: Charge,
     ) -> Answer:
         """Run the agent and count it, however it ends."""
         provider = provider_of(entry.model)
@@ -179,7 +212,9 @@ class PromptService:
 
         answered_by = entry.model_name
         try:
-            outcome = await self._ask(run_id, entry, caller, question, provider, tell and tell_and_time)
+            listening = charge.listening(tell and tell_and_time)
+            outcome = await self._ask(run_id, entry, caller, question, provider, listening, charge)
+            charge.ended(outcome.usage, outcome.cost_usd)
             answered_by = next((one.model for one in reversed(tried) if one.outcome == "ok"), entry.model_name)
             counted = {
                 "outcome": "ok",
@@ -212,12 +247,20 @@ class PromptService:
         )
 
     async def _ask(
-        self, run_id: str, entry: PooledAgent, caller: Caller, question: Question, provider: str, tell: Tell | None
+        self,
+        run_id: str,
+        entry: PooledAgent,
+        caller: Caller,
+        question: Question,
+        provider: str,
+        tell: Tell | None,
+        charge: Charge,
     ) -> Outcome:
+        charge.began = True
         deadline_at.set(monotonic() + self._model_timeout_s)
         try:
             async with asyncio.timeout(self._model_timeout_s), entry.definition.open_deps(caller) as deps:
-                return await run_agent(entry, question, deps, run_id=run_id, tell=tell)
+                return await run_agent(entry, question, deps, run_id=run_id, tell=tell, usage=charge.usage)
         except TimeoutError as error:
             raise ProviderTimeout(
                 f"the model provider {provider} did not answer within {self._model_timeout_s:g} s"
@@ -281,6 +324,11 @@ class _Asked:
             elif answer.cache == "COALESCED":
                 story.step("run of another request", self.began)
             story.end(answer)
+
+    def raise_if_ours(self, refusal: LimitExceeded) -> None:
+        """Raise what was refused to this caller; who joined a run that had no room asks anew, for himself."""
+        if refusal.run_id in (None, self.run_id):
+            raise refusal
 
     def ours(self, answer: Answer) -> Answer:
         """The answer as this caller's: its own id where it was somebody else's run, its own conversation."""

@@ -139,6 +139,10 @@ class RateLimiter:
             self._on_refusal(group, "requests")
         return allowance
 
+    def limits_tokens_of(self, caller: Caller) -> bool:
+        """Whether the model tokens of this caller are limited."""
+        return bool(self.tokens_per_minute or caller.tokens_per_minute)
+
     async def reserve_tokens(self, caller: Caller, estimate: int) -> "TokenHold | None":
         """Take the tokens that a run will need; `settle` the hold when it has ended, however it did.
 

@@ -36,6 +36,8 @@ class Caller:
     """The key's own limit beside the server's; `None` where it has none."""
     tokens_per_minute: int | None = None
     """The same for the tokens of models."""
+    has_budget: bool = False
+    """Whether the user or the key has a budget: whoever has none costs the database nothing."""
     chat_ui: bool = False
     """Whether the key belongs to a chat interface whose headers are believed."""
 

@@ -292,6 +292,40 @@ class Response(Base):
     """All that was said up to there, as JSON."""
 
 
+class Budget(Base):
+    """What a user or an API key may use in a day or a month, and what it has used in the present one."""
+
+    __tablename__ = "budgets"
+    __table_args__ = (
+        CheckConstraint("period IN ('day', 'month')", name="period"),
+        CheckConstraint("unit IN ('usd', 'tokens')", name="unit"),
+        CheckConstraint("amount >= 0", name="amount"),
+    )
+
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """`user:` or `key:` and an id. No foreign key, since it is one of two; whoever deletes the owner deletes these."""
+    period: Mapped[str] = mapped_column(String(8), primary_key=True)
+    unit: Mapped[str] = mapped_column(String(8))
+    amount: Mapped[int] = mapped_column(BigInteger)
+    """Tokens, or billionths of a dollar: whole numbers add up exactly on both backends."""
+    spent: Mapped[int] = mapped_column(BigInteger)
+    """In the period that ends at `renews_at`; an older one counts as 0."""
+    renews_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class BudgetReservation(Base):
+    """What a run that is under way may come to, for one owner of budgets. One that has expired does not count."""
+
+    __tablename__ = "budget_reservations"
+    __table_args__ = (Index(None, "owner", "expires_at"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    tokens: Mapped[int] = mapped_column(BigInteger)
+    nanodollars: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 # The query modules work on tables: rows become frozen dataclasses, and no ORM object leaves the room.
 users = cast("Table", User.__table__)
 api_keys = cast("Table", ApiKey.__table__)
@@ -301,3 +335,5 @@ conversations = cast("Table", Conversation.__table__)
 conversation_entries = cast("Table", ConversationEntry.__table__)
 cached_answers = cast("Table", CachedAnswer.__table__)
 responses = cast("Table", Response.__table__)
+budgets = cast("Table", Budget.__table__)
+budget_reservations = cast("Table", BudgetReservation.__table__)
