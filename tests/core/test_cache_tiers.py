@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.core.cache_key import CacheKey, cache_key
-from app.core.cache_service import CacheService, Run
+from app.core.cache_service import Began, CacheService, Run
 from app.core.flights import Tell
 from app.core.run import Answer, TextDelta, Usage
 from app.errors import ProviderFailed, StoreUnavailable
@@ -31,7 +31,7 @@ class Model:
         self.fails = False
         self.storable = True
 
-    async def run(self, tell: Tell | None) -> Answer:
+    async def run(self, tell: Tell | None, began: Began) -> Answer:
         self.calls += 1
         if tell is not None:
             tell(TextDelta("He"))
