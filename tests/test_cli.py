@@ -198,65 +198,6 @@ def test_a_signal_during_the_start_ends_it_quietly(tmp_path: Path) -> None:
         assert "Traceback" not in started.err
 
 
-HANGING_SERVER = """
-import asyncio, sys
-from app.server import bind, serve_alone
-
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        await receive(); await send({"type": "lifespan.startup.complete"})
-        await receive(); await send({"type": "lifespan.shutdown.complete"})
-        return
-    await asyncio.sleep(float(scope["path"][1:]))
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"done"})
-
-listener = bind("127.0.0.1", 0)
-serve_alone(lambda: app, listener, announce=lambda: print(listener.getsockname()[1], flush=True),
-            keep_alive_s=5, graceful_timeout_s=20)
-"""
-
-
-@contextmanager
-def hanging_server(path: str) -> Generator[tuple[subprocess.Popen[str], socket.socket]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HANGING_SERVER], env=environment(), stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout
-        port = int(process.stdout.readline())
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.settimeout(20)
-            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            time.sleep(0.3)
-            yield process, connection
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def test_a_running_request_is_answered_before_the_end() -> None:
-    with hanging_server("/1") as (process, connection):
-        process.terminate()
-        answer = b""
-        while chunk := connection.recv(4096):
-            answer += chunk
-        assert answer.startswith(b"HTTP/1.1 200")
-        assert b"done" in answer
-        assert b"server:" not in answer.lower()
-        assert process.wait(10) == 0
-
-
-def test_the_second_signal_ends_it_at_once() -> None:
-    with hanging_server("/60") as (process, _):
-        process.terminate()
-        time.sleep(0.3)
-        began = time.monotonic()
-        process.terminate()
-        assert process.wait(10) == 0
-        assert time.monotonic() - began < 2
-
-
 def test_an_agent_of_the_current_folder_may_be_named(tmp_path: Path) -> None:
     done = run(tmp_path, "serve", "not_an_agent")
     assert done.returncode == 2
