@@ -189,6 +189,8 @@ MAX_REQUESTS."""
     """Database connections that stay open, per worker."""
     db_max_overflow: int = Field(30, ge=0, le=1000, examples=["30"])
     """Further database connections that may be opened for a moment, per worker."""
+    conversation_retention_days: float = Field(0, ge=0, le=36_500, examples=["90"])
+    """Days after which a conversation that nobody used is deleted; 0 keeps all."""
     redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
         None, repr=False, examples=["redis://localhost:6379/0"]
     )

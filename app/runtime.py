@@ -21,6 +21,7 @@ from app.core.api_keys import KeyUses
 from app.core.budgets import Budgets
 from app.core.cache_service import CacheService
 from app.core.callers import Callers
+from app.core.conversations import Conversations
 from app.core.idempotency import Idempotency
 from app.core.login_limits import LoginLimits
 from app.core.metrics import Metrics
@@ -72,6 +73,7 @@ class Runtime:
     key_uses: KeyUses
     idempotency: Idempotency
     runs: RunLog
+    conversations: Conversations
     metrics: Metrics
     totals: Totals
     """The numbers of everybody; `metrics` is what this worker counts."""
@@ -165,6 +167,13 @@ async def open_runtime(
         runs = RunLog(database, worker=f"{socket.gethostname()}:{os.getpid()}")
         stack.push_async_callback(runs.aclose)
         runs.start()
+        conversations = Conversations(
+            database,
+            wait_s=settings.model_timeout_seconds,
+            retention_days=settings.conversation_retention_days,
+        )
+        stack.push_async_callback(conversations.aclose)
+        conversations.start()
         store = await _open_store(settings)
         stack.push_async_callback(store.aclose)
         several = settings.workers > 1 or settings.redis_url is not None
@@ -210,7 +219,8 @@ async def open_runtime(
         room_stack = await stack.enter_async_context(AsyncExitStack())
         parts["cache"] = cache.numbers
         agent_room = asyncio.create_task(
-            _open_agent_room(settings, runs, cache, limiter, budgets, metrics, parts, room_stack), name="agent-room"
+            _open_agent_room(settings, runs, cache, limiter, budgets, conversations, metrics, parts, room_stack),
+            name="agent-room",
         )
         stack.push_async_callback(_end, agent_room)
         # Runs end before the pool closes under them.
@@ -237,6 +247,7 @@ async def open_runtime(
             key_uses=key_uses,
             idempotency=idempotency,
             runs=runs,
+            conversations=conversations,
             metrics=metrics,
             totals=totals,
             parts=parts,
@@ -290,6 +301,7 @@ async def _open_agent_room(
     cache: CacheService,
     limiter: RateLimiter,
     budgets: Budgets,
+    conversations: Conversations,
     metrics: Metrics,
     parts: dict[str, Callable[[], Mapping[str, Any]]],
     stack: AsyncExitStack,
@@ -334,6 +346,7 @@ async def _open_agent_room(
         runs,
         cache,
         Charges(limiter, budgets),
+        conversations,
         allowed_models={settings.default_model, "offline"},
         model_timeout_s=settings.model_timeout_seconds,
         on_model_call=metrics.record_model_call,

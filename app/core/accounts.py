@@ -10,6 +10,7 @@ from app.core.security import PasswordHasher
 from app.db.api_keys import ApiKeyRow, add_api_key, delete_api_key, delete_api_keys_of, list_api_keys
 from app.db.async_session import Database
 from app.db.budgets import forget_budgets
+from app.db.conversations import bury_conversations
 from app.db.models import Role
 from app.db.users import (
     UserPage,
@@ -103,11 +104,15 @@ class Accounts:
         return after
 
     async def delete_user(self, user_id: str) -> None:
-        """Remove a user with all keys. Raises `NotFound`, or `Conflict` for the last active administrator."""
+        """Remove a user with all keys and conversations.
+
+        Raises `NotFound`, or `Conflict` for the last active administrator.
+        """
         async with self._database.write() as session:
             keys = await list_api_keys(session, user_id=user_id)
             await delete_user(session, user_id)
             await forget_budgets(session, [f"user:{user_id}", *(f"key:{key.id}" for key in keys)])
+            await bury_conversations(session, user_id)
         await self._callers.forget_everywhere()
 
     async def change_password(self, caller: Caller, *, old: str, new: str, peer: str) -> None:

@@ -18,6 +18,7 @@ from pydantic_ai.messages import (
 
 from app.core.agents import AgentDefinition
 from app.core.cache_key import CacheKey, cache_key
+from app.core.conversation_messages import StoredHistory
 from app.core.run import Caller, Question, RunSettings
 
 _OF_ONE_RUN = frozenset(
@@ -75,6 +76,8 @@ def canonical(messages: Sequence[ModelMessage]) -> object:
                 kept[name] = item if name in ("args", "content") else clean(item)
         return kept
 
+    if isinstance(messages, StoredHistory):
+        return clean(messages.plain())
     return clean(ModelMessagesTypeAdapter.dump_python(list(messages), mode="json"))
 
 

@@ -1,8 +1,8 @@
 """The story of a prompt, top to bottom: agent, cache, model, record, answer."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from time import monotonic, perf_counter
@@ -18,6 +18,8 @@ from app.core.cache_key import CacheKey
 from app.core.cache_policy import is_storable, key_of, may_be_kept, may_be_shared_in_flight, ttl_of
 from app.core.cache_service import Began, CacheService, Run, Telling
 from app.core.charges import Charge, Charges
+from app.core.conversation_messages import StoredHistory, messages_of
+from app.core.conversations import Conversations
 from app.core.flights import Tell
 from app.core.models import Models, provider_error, provider_of
 from app.core.provider_guard import attempts, deadline_at
@@ -43,6 +45,7 @@ class PromptService:
         runs: RunLog,
         cache: CacheService,
         charges: Charges,
+        conversations: Conversations,
         *,
         allowed_models: Iterable[str],
         model_timeout_s: float,
@@ -54,6 +57,7 @@ class PromptService:
         self._runs = runs
         self._cache = cache
         self._charges = charges
+        self._conversations = conversations
         self._endpoints: dict[str, str] = {}
         self._allowed_models = frozenset(allowed_models)
         self._model_timeout_s = model_timeout_s
@@ -62,24 +66,21 @@ class PromptService:
     async def answer(self, caller: Caller, question: Question) -> Answer:
         """The agent's answer to `question`.
 
-        Raises `NotFound` for an unknown agent, `InvalidFields` for a model that is not allowed, a `ModelError`
-        where the provider failed. However it ends, cancellation included, the run is recorded.
+        Raises `NotFound` for an unknown agent or conversation, `Conflict` for a conversation that is busy,
+        `InvalidFields` for a model that is not allowed, a `ModelError` where the provider failed. In a conversation
+        the answer is stored when it is returned. However it ends, cancellation included, the run is recorded.
         """
-        asked = self._asked(caller, question)
-        with self._runs.recording(
-            asked.run_id,
-            caller=caller,
-            agent=asked.definition.name,
-            model=asked.model_name,
-            conversation_id=question.conversation_id,
-        ) as record:
-            with tracing.span("mnemosine.cache", gen_ai__agent__name=asked.definition.name) as span:
-                answer = await self._get_or_run(asked)
-                span.set_attribute("mnemosine.cache.state", answer.cache)
-            answer = asked.ours(answer)
-            record.answered(answer)
-            asked.tell_end(answer)
-            return answer
+        async with self._continuing(caller, question) as (question, keep):
+            asked = self._asked(caller, question)
+            with self._recording(caller, asked) as record:
+                with tracing.span("mnemosine.cache", gen_ai__agent__name=asked.definition.name) as span:
+                    answer = await self._get_or_run(asked)
+                    span.set_attribute("mnemosine.cache.state", answer.cache)
+                answer = asked.ours(answer)
+                record.answered(answer)
+                await keep(answer)
+                asked.tell_end(answer)
+                return answer
 
     async def _get_or_run(self, asked: "_Asked") -> Answer:
         while True:
@@ -95,29 +96,53 @@ class PromptService:
         Entering raises what `answer` raises before a model is asked; the iterator raises what comes later. Leaving
         the block early ends the caller's part, and the run where nobody else waits for it.
         """
-        asked = self._asked(caller, question)
-        with self._runs.recording(
+        async with AsyncExitStack() as stack:
+            question, keep = await stack.enter_async_context(self._continuing(caller, question))
+            asked = self._asked(caller, question)
+            record = stack.enter_context(self._recording(caller, asked))
+            while True:
+                opening = self._cache.open_stream(asked.key, asked.run, **asked.cache_options)
+                try:
+                    telling = await stack.enter_async_context(opening)
+                    break
+                except LimitExceeded as refusal:
+                    asked.raise_if_ours(refusal)
+            events = self._events(asked, telling, record, keep)
+            try:
+                yield events
+            finally:
+                await events.aclose()
+
+    def _recording(self, caller: Caller, asked: "_Asked") -> AbstractContextManager[Recording]:
+        return self._runs.recording(
             asked.run_id,
             caller=caller,
             agent=asked.definition.name,
             model=asked.model_name,
-            conversation_id=question.conversation_id,
-        ) as record:
-            async with AsyncExitStack() as stack:
-                while True:
-                    opening = self._cache.open_stream(asked.key, asked.run, **asked.cache_options)
-                    try:
-                        telling = await stack.enter_async_context(opening)
-                        break
-                    except LimitExceeded as refusal:
-                        asked.raise_if_ours(refusal)
-                events = self._events(asked, telling, record)
-                try:
-                    yield events
-                finally:
-                    await events.aclose()
+            conversation_id=asked.question.conversation_id,
+        )
 
-    async def _events(self, asked: "_Asked", telling: Telling, record: Recording) -> AsyncGenerator[RunEvent]:
+    @asynccontextmanager
+    async def _continuing(self, caller: Caller, question: Question) -> AsyncGenerator[tuple[Question, "_Keep"]]:
+        """The question with what was said before it, and how to keep its answer: its conversation, while it is ours."""
+        if question.conversation_id is None:
+            yield question, _keep_nothing
+            return
+        began = perf_counter()
+        async with self._conversations.turn(caller, question.conversation_id, on_busy=question.on_busy) as turn:
+            note_step("conversation", began)
+            continued = replace(question, history=StoredHistory([entry.message for entry in turn.history]))
+
+            async def keep(answer: Answer) -> None:
+                # What came from memory used nothing.
+                spent = None if answer.cache in ("HIT", "COALESCED") else answer.usage
+                await turn.append(messages_of(continued, answer), usage=spent)
+
+            yield continued, keep
+
+    async def _events(
+        self, asked: "_Asked", telling: Telling, record: Recording, keep: "_Keep"
+    ) -> AsyncGenerator[RunEvent]:
         question = asked.question
         kept = telling.kept
         yield Started(
@@ -133,6 +158,7 @@ class PromptService:
             if isinstance(event, Answer):
                 event = asked.ours(event)
                 record.answered(event)
+                await keep(event)
                 asked.tell_end(event)
             yield event
 
@@ -290,6 +316,14 @@ def _retries(tried: list[Attempt]) -> int:
     return sum(one.model == before.model and before.outcome != "ok" for before, one in pairwise(tried))
 
 
+_Keep = Callable[[Answer], Awaitable[None]]
+"""Stores an answer in its conversation."""
+
+
+async def _keep_nothing(_: Answer) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """One question on its way: which agent and model are meant, what its answer is called, how to run it."""
@@ -307,8 +341,7 @@ class _Asked:
     def cache_options(self) -> dict[str, Any]:
         """How the cache takes part."""
         kept = may_be_kept(self.definition)
-        # What was said before in a conversation is not part of the key yet.
-        mode: CacheMode = self.question.cache_mode if kept and self.question.conversation_id is None else "off"
+        mode: CacheMode = self.question.cache_mode if kept else "off"
         return {
             "mode": mode,
             "ttl_s": ttl_of(self.definition, self.question),

@@ -1,5 +1,6 @@
 """A run: what was asked, what came of it. The words that every room shares."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,9 @@ CacheState = Literal["HIT", "MISS", "COALESCED", "REFRESH", "BYPASS"]
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 """Why an answer ends; anything but `stop` and `tool_calls` was cut by the provider."""
+
+OnBusy = Literal["wait", "reject"]
+"""What a prompt does while another one is answered in its conversation."""
 
 Output = str | dict[str, object]
 """What an agent answers: text, or an object where it has an output schema."""
@@ -111,11 +115,12 @@ class Question:
     model: str | None = None
     """Another model than the agent's own; must be one that the operator allows."""
     conversation_id: str | None = None
+    on_busy: OnBusy = "wait"
     settings: RunSettings = field(default_factory=RunSettings)
     cache_mode: CacheMode = "use"
     cache_ttl_s: float | None = None
     images: tuple[Image, ...] = ()
-    history: "tuple[ModelMessage, ...]" = ()
+    history: "Sequence[ModelMessage]" = ()
     """What was said before, oldest first; a stored conversation brings its own."""
     instructions: str | None = None
     """Added after the agent's own for this run."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Interval,
     Row,
     and_,
     delete,
@@ -242,7 +243,7 @@ async def claim_conversation(
         conversations.c.busy_holder.is_(None), conversations.c.busy_holder == holder, conversations.c.busy_until < now
     )
     statement = update(conversations).where(*_is(owner, conversation_id), free)
-    statement = statement.values(busy_holder=holder, busy_until=now + timedelta(seconds=lease_s))
+    statement = statement.values(busy_holder=holder, busy_until=_later(session, lease_s))
     return (await session.execute(statement.returning(conversations.c.id))).one_or_none() is not None
 
 
@@ -256,7 +257,7 @@ async def renew_claims(session: AsyncSession, keys: Sequence[tuple[str, str]], *
     """Keep what `holder` has for another `lease_s` seconds; `keys` are pairs of owner and id."""
     held = tuple_(conversations.c.owner, conversations.c.id).in_(keys)
     statement = update(conversations).where(held, conversations.c.busy_holder == holder)
-    await session.execute(statement.values(busy_until=_now(session) + timedelta(seconds=lease_s)))
+    await session.execute(statement.values(busy_until=_later(session, lease_s)))
 
 
 async def bury_conversations(session: AsyncSession, owner: str) -> None:
@@ -288,6 +289,13 @@ def _now(session: AsyncSession) -> ColumnElement[datetime]:
     if session.get_bind().dialect.name == "postgresql":
         return func.clock_timestamp(type_=conversations.c.busy_until.type)
     return literal(datetime.now(UTC), conversations.c.busy_until.type)
+
+
+def _later(session: AsyncSession, seconds: float) -> ColumnElement[datetime]:
+    more = timedelta(seconds=seconds)
+    if session.get_bind().dialect.name == "postgresql":
+        return _now(session) + literal(more, Interval())
+    return literal(datetime.now(UTC) + more, conversations.c.busy_until.type)
 
 
 async def _place_of(session: AsyncSession, owner: str, entry_id: str, *, forks: bool) -> tuple[str, int] | None:

@@ -96,7 +96,6 @@ async def test_a_failure_is_told_and_not_kept(cached: Application, fake: FakePro
         ({}, "no-cache", "REFRESH"),
         ({}, "max-age=0, no-store", "BYPASS"),
         ({"model_settings": {"temperature": 0.3}}, "", "MISS"),
-        ({"conversation_id": "c1"}, "", "BYPASS"),
     ],
 )
 async def test_what_the_request_says_about_the_cache_is_obeyed(

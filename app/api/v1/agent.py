@@ -14,7 +14,7 @@ from app.api.json_route import Body, Text
 from app.api.known_questions import KnownQuestions
 from app.api.v1.prompt_events import PromptEvents
 from app.api.visit import visit_of
-from app.core.run import Answer, CacheMode, Question, RunSettings
+from app.core.run import Answer, CacheMode, OnBusy, Question, RunSettings
 
 router = APIRouter(prefix="/api/v1", tags=["agents"], route_class=IdempotentRoute)
 
@@ -50,6 +50,8 @@ class PromptBody(Body):
     agent: Name = "default"
     model: Name | None = None
     conversation_id: Annotated[Text, Field(min_length=1, max_length=64)] | None = None
+    on_busy: OnBusy = "wait"
+    """Whether to wait, or be refused with a 409, while another prompt is answered in the conversation."""
     model_settings: ModelSettingsBody | None = None
     stream: bool = False
     cache: CacheBody = CacheBody()
@@ -117,6 +119,7 @@ def _question(body: PromptBody, cache_control: str) -> Question:
         agent=body.agent,
         model=body.model,
         conversation_id=body.conversation_id,
+        on_busy=body.on_busy,
         settings=RunSettings(
             temperature=chosen.temperature,
             max_tokens=chosen.max_tokens,
