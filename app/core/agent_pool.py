@@ -376,14 +376,20 @@ class AgentPool:
         except Exception as error:
             if entry.opened.done():
                 _log.warning("the agent %s did not close well: %s", entry.definition.name, type(error).__name__)
-                return
-            entry.opened.set_exception(error)
-            entry.opened.exception()  # seen, also where nobody waits any more
-            if self._entries.get(key) is entry:
-                del self._entries[key]
+            else:
+                away = Unavailable(
+                    f"a tool server of the agent {entry.definition.name} does not answer", retry_after_s=5
+                )
+                away.__cause__ = error
+                entry.opened.set_exception(away)
+                entry.opened.exception()  # seen, also where nobody waits any more
         except BaseException:
             entry.opened.cancel()
             raise
+        finally:
+            # Whoever comes next gets a new one: nobody holds this one open any more.
+            if self._entries.get(key) is entry:
+                del self._entries[key]
 
     def _settle(self) -> None:
         if self._closed and not self.in_use:

@@ -11,7 +11,7 @@ from app.core.agent_options import AgentOptions
 from app.core.agent_pool import AgentPool
 from app.core.agents import AgentDefinition
 from app.core.models import Models
-from app.errors import Overloaded
+from app.errors import Overloaded, Unavailable
 
 
 class CountingModel(FunctionModel):
@@ -138,3 +138,29 @@ async def test_a_retired_agent_ends_with_its_last_lease() -> None:
         async with pool.lease(plain("a")) as new:
             assert new is not old
     assert [entry is new for entry in pool.entries] == [True]
+
+
+class UnreachableModel(CountingModel):
+    """Cannot be entered the first time, as a tool server that is away."""
+
+    entered = 0
+
+    async def __aenter__(self) -> "CountingModel":
+        UnreachableModel.entered += 1
+        if UnreachableModel.entered == 1:
+            raise ConnectionError("nobody listens")
+        return await super().__aenter__()
+
+
+async def test_what_cannot_be_opened_is_a_503_and_the_next_one_tries_again() -> None:
+    UnreachableModel.entered = 0
+    model = UnreachableModel(1)
+    definition = AgentDefinition(name="tools", model=model.model_id, prototype=Agent(model), own_model=model)
+    pool = AgentPool(Models(), capacity=2)
+    with pytest.raises(Unavailable, match="tool server of the agent tools"):
+        async with pool.lease(definition):
+            raise AssertionError("it was never open")
+    async with pool.lease(definition) as entry:
+        assert entry.agent.model is model
+    assert UnreachableModel.entered == 2
+    await pool.aclose()
