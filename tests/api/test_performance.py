@@ -1,5 +1,6 @@
 """The performance API, through the front door: what was done is what is reported."""
 
+import asyncio
 from pathlib import Path
 
 from tests.application import Application, open_application
@@ -62,8 +63,12 @@ async def test_the_picture_is_for_callers_only(application: Application) -> None
 async def test_health_in_detail_is_public_and_says_nothing_of_the_inside(application: Application) -> None:
     await application.prompt("hello")
     reply = await application.anonymous.get(HEALTH)
+    async with asyncio.timeout(10):
+        # The checks have deadlines that a busy machine may miss.
+        while reply.json()["status"] != "healthy":
+            reply = await application.anonymous.get(HEALTH)
     health = reply.json()
-    assert (reply.status_code, health["status"]) == (200, "healthy")
+    assert reply.status_code == 200
     assert health["checks"].keys() >= {"database", "agents"}
     assert all(check.keys() == {"status", "latency_ms"} for check in health["checks"].values())
     assert health["performance"]["response_time_ms"]["p50"] > 0

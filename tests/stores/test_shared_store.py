@@ -10,6 +10,7 @@ from time import monotonic
 
 import pytest
 
+from app.stores import redis_link
 from app.stores.local import LocalStore
 from app.stores.protocol import SharedStore
 from app.stores.redis import RedisStore
@@ -25,6 +26,14 @@ async def open_by_name(name: str) -> SharedStore:
     store = RedisStore(name)
     await store.start()
     return store
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a store does is the question here; a busy machine must not make a living Redis seem away."""
+    monkeypatch.setattr(redis_link, "DEADLINE_S", 10.0)
+    monkeypatch.setattr(redis_link, "_POOL_WAIT_S", 10.0)
+    monkeypatch.setitem(redis_link._OURS, "socket_connect_timeout", 10.0)  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.fixture(params=["local", pytest.param("redis", marks=pytest.mark.service)])
