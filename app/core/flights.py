@@ -1,8 +1,9 @@
 """One run for all who ask the same at once: what it says reaches everybody, and whoever leaves harms nobody."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Hashable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Hashable
 from contextlib import contextmanager
+from typing import Any
 
 from app.core.run import Answer, CacheState, RunEvent, TextDelta
 from app.errors import Unavailable
@@ -14,13 +15,13 @@ Tell = Callable[[RunEvent], None]
 class Flight:
     """A run under way: what it has said so far, and how it ends. It belongs to the table, not to a caller."""
 
-    def __init__(self, run: "Callable[[Flight], Awaitable[Answer]]") -> None:
+    def __init__(self, run: "Callable[[Flight], Coroutine[Any, Any, Answer]]") -> None:
         self.waiting = 0
         self.state: CacheState | None = None
         """`MISS` once a model is asked, `HIT` where a shared tier had the answer; unknown before."""
         self._said: list[RunEvent] = []
         self._news = asyncio.Event()
-        self.task = asyncio.create_task(_flown(run, self), name="flight")
+        self.task = asyncio.create_task(run(self), name="flight")
         self.task.add_done_callback(self._landed)
 
     def decide(self, state: CacheState) -> None:
@@ -94,7 +95,9 @@ class Flights:
         return sum(flight.waiting for flight in self._by_place.values())
 
     @contextmanager
-    def aboard(self, place: Hashable, run: Callable[[Flight], Awaitable[Answer]]) -> Generator[tuple[Flight, bool]]:
+    def aboard(
+        self, place: Hashable, run: Callable[[Flight], Coroutine[Any, Any, Answer]]
+    ) -> Generator[tuple[Flight, bool]]:
         """The run at `place`, begun if there is none, and whether it was there before; for the length of the block."""
         flight = self._by_place.get(place)
         joined = flight is not None
@@ -117,7 +120,7 @@ class Flights:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
 
-    def _take_off(self, place: Hashable, run: Callable[[Flight], Awaitable[Answer]]) -> Flight:
+    def _take_off(self, place: Hashable, run: Callable[[Flight], Coroutine[Any, Any, Answer]]) -> Flight:
         flight = Flight(run)
         self._tasks.add(flight.task)
 
@@ -131,10 +134,6 @@ class Flights:
     def _forget(self, place: Hashable, flight: Flight) -> None:
         if self._by_place.get(place) is flight:
             del self._by_place[place]
-
-
-async def _flown(run: Callable[[Flight], Awaitable[Answer]], flight: Flight) -> Answer:
-    return await run(flight)
 
 
 def _joined(events: list[RunEvent]) -> Generator[RunEvent]:
