@@ -100,8 +100,10 @@ class Flights:
     ) -> Generator[tuple[Flight, bool]]:
         """The run at `place`, begun if there is none, and whether it was there before; for the length of the block."""
         flight = self._by_place.get(place)
-        joined = flight is not None
-        if flight is None:
+        # One that has just ended is in the table until the loop comes round; who took it for a run under way, and
+        # asked again because it failed, would ask for ever.
+        joined = flight is not None and not flight.task.done()
+        if flight is None or not joined:
             flight = self._by_place[place] = self._take_off(place, run)
         flight.waiting += 1
         try:
