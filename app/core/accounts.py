@@ -12,8 +12,8 @@ from app.db.async_session import Database
 from app.db.budgets import forget_budgets
 from app.db.conversations import bury_conversations
 from app.db.models import Role
+from app.db.paging import Page
 from app.db.users import (
-    UserPage,
     UserRow,
     bump_token_version,
     create_user,
@@ -27,7 +27,7 @@ from app.db.users import (
 )
 from app.errors import NotFound
 
-__all__ = ["Accounts", "ApiKeyRow", "KeyWishes", "UserPage", "UserRow"]
+__all__ = ["Accounts", "ApiKeyRow", "KeyWishes", "UserRow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Accounts:
         async with self._database.write() as session:
             return await create_user(session, username=username, password_hash=hashed, role=role)
 
-    async def users(self, *, limit: int, cursor: str | None) -> UserPage:
+    async def users(self, *, limit: int, cursor: str | None) -> Page[UserRow]:
         """A page of users, oldest first. Raises `InvalidFields` for a cursor that no page gave out."""
         async with self._database.read() as session:
             return await list_users(session, limit=limit, cursor=cursor)

@@ -17,7 +17,6 @@ from pydantic_core import from_json, to_json
 from app.core.run import Caller, OnBusy, Usage
 from app.db.async_session import Database
 from app.db.conversations import (
-    ConversationPage,
     ConversationRow,
     EntryRow,
     claim_conversation,
@@ -32,9 +31,10 @@ from app.db.conversations import (
     save_conversation,
     sweep_conversations,
 )
+from app.db.paging import Page
 from app.errors import Conflict, DatabaseUnavailable, NotFound
 
-__all__ = ["ConversationPage", "ConversationRow", "Conversations", "EntryRow", "Turn"]
+__all__ = ["ConversationRow", "Conversations", "EntryRow", "Turn"]
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Conversations:
             await save_conversation(session, row, expected_revision=None)
         return row
 
-    async def page(self, caller: Caller, *, limit: int, cursor: str | None) -> ConversationPage:
+    async def page(self, caller: Caller, *, limit: int, cursor: str | None) -> Page[ConversationRow]:
         """A page of the caller's conversations, the one used last first. Raises `InvalidFields` for a bad cursor."""
         async with self._database.read() as session:
             return await list_conversations(session, caller.id, limit=limit, cursor=cursor)

@@ -31,7 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import conversation_entries as entries
 from app.db.models import conversations
-from app.db.paging import decode_cursor, encode_cursor
+from app.db.paging import Page, read_page
 
 _GRAVE = "deleted:"
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -69,14 +69,6 @@ class EntryRow:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class ConversationPage:
-    """Some conversations, the one used last first, and where to go on; `next_cursor` is `None` on the last page."""
-
-    rows: tuple[ConversationRow, ...]
-    next_cursor: str | None
-
-
 _COLUMNS = tuple(conversations.c[name] for name in ConversationRow.__dataclass_fields__)
 _ENTRY_COLUMNS = tuple(entries.c[name] for name in EntryRow.__dataclass_fields__)
 
@@ -94,24 +86,15 @@ async def get_conversation(session: AsyncSession, owner: str, conversation_id: s
 
 async def list_conversations(
     session: AsyncSession, owner: str, *, limit: int | None = None, cursor: str | None = None
-) -> ConversationPage:
+) -> Page[ConversationRow]:
     """Give at most `limit` conversations, the one used last first, after the page that ended with `cursor`.
 
     One that is used between two pages moves to the front and may be missed by whoever reads on.
     Raises `InvalidFields` for a cursor that no page gave out.
     """
     query = select(*_COLUMNS).where(conversations.c.owner == owner)
-    query = query.order_by(conversations.c.updated_at.desc(), conversations.c.id.desc())
-    if cursor is not None:
-        at, conversation_id = decode_cursor(cursor)
-        place = tuple_(literal(at, conversations.c.updated_at.type), literal(conversation_id, conversations.c.id.type))
-        query = query.where(tuple_(conversations.c.updated_at, conversations.c.id) < place)
-    if limit is not None:
-        query = query.limit(limit + 1)
-    rows = [_required(row) for row in (await session.execute(query)).all()]
-    more = limit is not None and len(rows) > limit
-    rows = rows[:limit]
-    return ConversationPage(tuple(rows), encode_cursor(rows[-1].updated_at, rows[-1].id) if more and rows else None)
+    order = conversations.c.updated_at, conversations.c.id
+    return await read_page(session, query, _required, order=order, newest_first=True, limit=limit, cursor=cursor)
 
 
 async def read_history(

@@ -7,12 +7,12 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, literal, or_, select, tuple_, update
+from sqlalchemy import CursorResult, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import RunStatus, runs
-from app.db.paging import decode_cursor, encode_cursor
+from app.db.paging import Page, read_page
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,6 @@ class RunRow:
     finished_at: datetime | None = None
     duration_ms: float | None = None
     model_ms: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RunPage:
-    """Some runs, newest first, and where to go on; `next_cursor` is `None` on the last page."""
-
-    rows: tuple[RunRow, ...]
-    next_cursor: str | None
 
 
 _COLUMNS = tuple(runs.c[name] for name in RunRow.__dataclass_fields__)
@@ -109,23 +101,19 @@ async def list_runs(
     cursor: str | None = None,
     status: RunStatus | None = None,
     agent: str | None = None,
-) -> RunPage:
+) -> Page[RunRow]:
     """Give at most `limit` runs, newest first, after the page that ended with `cursor`.
 
     `user_id=None` gives everybody's. Raises `InvalidFields` for a cursor that no page gave out.
     """
-    query = select(*_COLUMNS).order_by(runs.c.started_at.desc(), runs.c.id.desc()).limit(limit + 1)
+    query = select(*_COLUMNS)
     if user_id is not None:
         query = query.where(runs.c.user_id == user_id)
     if status is not None:
         query = query.where(runs.c.status == status)
     if agent is not None:
         query = query.where(runs.c.agent == agent)
-    if cursor is not None:
-        at, run_id = decode_cursor(cursor)
-        place = tuple_(literal(at, runs.c.started_at.type), literal(run_id, runs.c.id.type))
-        query = query.where(tuple_(runs.c.started_at, runs.c.id) < place)
-    rows = [RunRow(*row) for row in (await session.execute(query)).all()]
-    more = len(rows) > limit
-    rows = rows[:limit]
-    return RunPage(tuple(rows), encode_cursor(rows[-1].started_at, rows[-1].id) if more else None)
+    order = runs.c.started_at, runs.c.id
+    return await read_page(
+        session, query, lambda row: RunRow(*row), order=order, newest_first=True, limit=limit, cursor=cursor
+    )

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, CursorResult, Row, delete, exc, exists, literal, select, tuple_, update
+from sqlalchemy import ColumnElement, CursorResult, Row, delete, exc, exists, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import Role, users
-from app.db.paging import decode_cursor, encode_cursor
+from app.db.paging import Page, read_page
 from app.errors import Conflict, NotFound
 
 
@@ -32,14 +32,6 @@ class UserRow:
     def disabled(self) -> bool:
         """Whether the user may not sign in."""
         return self.disabled_at is not None
-
-
-@dataclass(frozen=True, slots=True)
-class UserPage:
-    """Some users, oldest first, and where to go on; `next_cursor` is `None` on the last page."""
-
-    rows: tuple[UserRow, ...]
-    next_cursor: str | None
 
 
 _COLUMNS = tuple(users.c[name] for name in UserRow.__dataclass_fields__)
@@ -73,19 +65,15 @@ async def find_user(session: AsyncSession, username: str) -> UserRow | None:
     return _user((await session.execute(select(*_COLUMNS).where(same_name))).one_or_none())
 
 
-async def list_users(session: AsyncSession, *, limit: int = 50, cursor: str | None = None) -> UserPage:
+async def list_users(session: AsyncSession, *, limit: int = 50, cursor: str | None = None) -> Page[UserRow]:
     """Give at most `limit` users, oldest first, after the page that ended with `cursor`.
 
     Raises `InvalidFields` for a cursor that no page gave out.
     """
-    place = tuple_(users.c.created_at, users.c.id)
-    query = select(*_COLUMNS).order_by(users.c.created_at, users.c.id).limit(limit + 1)
-    if cursor is not None:
-        query = query.where(place > tuple_(*_place(cursor)))
-    rows = [_made(row) for row in (await session.execute(query)).all()]
-    more = len(rows) > limit
-    rows = rows[:limit]
-    return UserPage(tuple(rows), encode_cursor(rows[-1].created_at, rows[-1].id) if more else None)
+    order = users.c.created_at, users.c.id
+    return await read_page(
+        session, select(*_COLUMNS), _made, order=order, newest_first=False, limit=limit, cursor=cursor
+    )
 
 
 async def update_user(
@@ -197,11 +185,6 @@ async def _keep_an_admin(session: AsyncSession, leaving: str) -> None:
     active = select(users.c.id).where(users.c.role == "admin", users.c.disabled_at.is_(None))
     if set((await session.scalars(active.order_by(users.c.id).with_for_update())).all()) == {leaving}:
         raise Conflict("this is the last active administrator; make another user an administrator first")
-
-
-def _place(cursor: str) -> tuple[ColumnElement[datetime], ColumnElement[str]]:
-    at, user_id = decode_cursor(cursor)
-    return literal(at, users.c.created_at.type), literal(user_id, users.c.id.type)
 
 
 def _user(row: Row[Any] | None) -> UserRow | None:
