@@ -41,6 +41,12 @@ from app.errors import BadConfiguration
 from app.logs import configure_logging
 from app.runtime import open_runtime, prepare
 
+_EXPOSED = [
+    *("X-Request-ID", "Server-Timing", "X-Cache", "Cache-Status", "Age", "Idempotent-Replayed"),
+    *("Retry-After", "retry-after-ms", "x-should-retry"),
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+]
+"""The headers of ours that a page from an allowed origin may read."""
 _LAST_CALL_S = 20.0
 """Under a server that is not ours, streams are told this long after the signal."""
 
@@ -95,8 +101,8 @@ def create_app(settings: Settings) -> FrontDoor:
             CORSMiddleware,
             allow_origins=list(settings.allowed_origins),
             allow_methods=["*"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID"],
-            expose_headers=["X-Request-ID", "X-Cache", "Cache-Status", "Age", "Server-Timing", "Retry-After"],
+            allow_headers=["Authorization", "Cache-Control", "Content-Type", "Idempotency-Key", "X-Request-ID"],
+            expose_headers=_EXPOSED,
         )
     if settings.answered_hosts:
         api.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.answered_hosts))
