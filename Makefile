@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench load soak browser constraints clean python
+.PHONY: help serve test check bench load soak browser nginx constraints clean python
 
 help: ## Print the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ soak: .venv/dev.stamp ## The slow tests: leaks, faults and recovery over minutes
 
 browser: ## Install Debian's Chromium with its driver, which the tests of the dashboard want (as root)
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver
+
+nginx: ## Install Debian's nginx, which the tests of several replicas want (as root)
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light
 
 constraints: ## Choose the versions anew, none younger than a week, with hashes (needs uv)
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --exclude-newer "$(COOLING)" --generate-hashes --all-extras \

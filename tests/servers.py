@@ -1,7 +1,7 @@
-"""Real PostgreSQL and Redis for the tests, from the binaries in the wheels of the dev extra.
+"""Real PostgreSQL and Redis for the tests, from the binaries in the wheels of the dev extra; and nginx, if it is there.
 
 The wheels' own managers stay unused: one creates a system user and takes a machine-wide lock file when root
-starts it, the other needs seconds to stop. Both servers here are plain child processes on 127.0.0.1.
+starts it, the other needs seconds to stop. All servers here are plain child processes on 127.0.0.1.
 """
 
 import atexit
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self, TypedDict
@@ -323,6 +324,84 @@ class RedisServer(_Server):
             while answers.count(b"\r\n") < len(commands) and (data := connection.recv(4096)):
                 answers += data
         return answers
+
+
+class NginxServer(_Server):
+    """A running nginx with `deploy/nginx.conf` before two `backends` (ports); raises `ServerMissing` without it."""
+
+    name = "nginx"
+    configuration = Path(__file__).parent.parent / "deploy" / "nginx.conf"
+
+    def __init__(self, backends: tuple[int, int]) -> None:
+        self._binary = nginx_binary()
+        super().__init__()
+        text = self.configuration.read_text()
+        for number, port in enumerate(backends, start=1):
+            text = text.replace(f"replica-{number}:8000", f"127.0.0.1:{port}")
+        (self.folder / "mnemosine.conf").write_text(text.replace("listen 8080;", f"listen 127.0.0.1:{self.port};"))
+        (self.folder / "nginx.conf").write_text(_NGINX_CONF.format(user="user root;" if os.geteuid() == 0 else ""))
+        self._start()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def requests(self) -> list["NginxRequest"]:
+        """What it has answered up to now, in the order of the ends."""
+        lines = (self.folder / "access.log").read_text().splitlines()
+        return [
+            NginxRequest(float(end), float(took), peers, int(status)) for end, took, status, peers in map(_four, lines)
+        ]
+
+    def _command(self) -> Sequence[str | Path]:
+        return [self._binary, "-p", self.folder, "-c", self.folder / "nginx.conf", "-e", "stderr"]
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+@dataclass(frozen=True, slots=True)
+class NginxRequest:
+    """One request as nginx saw it; `ended_at` in seconds since 1970."""
+
+    ended_at: float
+    took_s: float
+    upstreams: str
+    """The addresses that were tried, in order."""
+    status: int
+
+
+_NGINX_CONF = """
+daemon off;
+worker_processes 1;
+pid nginx.pid;
+{user}
+events {{ worker_connections 1024; }}
+http {{
+    log_format tests '$msec $request_time $status $upstream_addr';
+    access_log access.log tests;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    include mnemosine.conf;
+}}
+"""
+
+
+def nginx_binary() -> Path:
+    """Where nginx is; raises `ServerMissing`."""
+    found = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+    if found is None:
+        raise ServerMissing("no nginx: `make nginx` installs Debian's package (as root)")
+    return Path(found)
+
+
+def _four(line: str) -> list[str]:
+    return line.split(" ", 3)
 
 
 def free_port() -> int:
