@@ -202,6 +202,7 @@ async def open_runtime(
         stack.push_async_callback(callers.aclose)
         limiter = RateLimiter(
             store.take,
+            take_at_once=store.take_at_once,
             requests_per_minute=settings.rate_limit_per_minute,
             tokens_per_minute=settings.tokens_per_minute,
             on_refusal=lambda group, limit: metrics.counter("limit_refusals", group, limit).add(),

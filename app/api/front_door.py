@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Coroutine, Generator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import coroutine
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,10 +12,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import tracing
 from app.api.admission import Admission
-from app.api.known_questions import ROUTE, KnownQuestions
+from app.api.known_questions import PATH, ROUTE, KnownQuestions
 from app.api.limits import limit_headers
 from app.api.problems import internal_error, problem
-from app.api.visit import Visit, open_visit
+from app.api.visit import Visit, begin_visit, open_visit
 from app.core.metrics import Metrics
 from app.core.story import current
 from app.errors import InvalidRequest, MnemosineError, PayloadTooLarge, Unavailable, UnsupportedMedia
@@ -40,6 +40,8 @@ _API_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors
 _NO_STORE = (b"cache-control", b"no-store")
 
 _ON_EVERY_API_ANSWER: _Headers = [*SECURITY_HEADERS, _NO_STORE, _API_POLICY]
+
+_LINES_ON_EVERY_API_ANSWER = b"".join([b"%b: %b\r\n" % header for header in _ON_EVERY_API_ANSWER])
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -88,6 +90,36 @@ class FrontDoor:
         if runtime is None or not runtime.agent_room.done():
             return None
         return not runtime.agent_room.cancelled() and runtime.agent_room.exception() is None
+
+    @property
+    def known_path(self) -> bytes | None:
+        """The path whose POSTs may be answered by `answer_at_once`."""
+        return None if self._known is None else PATH.encode()
+
+    def answer_at_once(self, raw_headers: _Headers, body: bytes) -> bytes | None:
+        """Answer a POST to `known_path` that has arrived whole, without a task: all of the response after its `date`.
+
+        `None`, and nothing done, where the request has to be served as every other.
+        """
+        known = self._known
+        if known is None or tracing.is_on() or self.draining.is_set():
+            return None
+        headers = dict(raw_headers)
+        if not body or not known.may_be_known_by(headers):
+            return None
+        request = known.digest(headers, body)
+        if request not in known:
+            return None
+        visit = begin_visit(headers.get(b"x-request-id"))
+        answer = known.answer_at_once(self.api.state.runtime, request, headers, visit)
+        if answer is None:
+            return None
+        self._count(ROUTE, visit, 200)
+        if _access.isEnabledFor(logging.INFO):
+            with _as_request(visit.request_id):
+                _access.info("POST %s 200 %.1f ms", PATH, visit.elapsed_ms)
+        own = b"".join([b"%b: %b\r\n" % header for header in (*answer.headers, *_headers_of(visit))])
+        return b"%b%b\r\n%b" % (own, _LINES_ON_EVERY_API_ANSWER, answer.body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event, as ASGI asks."""
@@ -139,7 +171,7 @@ class FrontDoor:
             request_id.reset(token)
             current.reset(story)
             self.metrics.in_flight -= 1
-            self._count(scope, visit, reply.status)
+            self._count(visit.route or _route_of(scope), visit, reply.status)
             if _access.isEnabledFor(logging.INFO):
                 _access.info("%s %s %s %.1f ms", scope["method"], scope["path"], reply.status or "-", visit.elapsed_ms)
 
@@ -161,8 +193,7 @@ class FrontDoor:
         await reply.send_whole(answer.headers, answer.body)
         return True
 
-    def _count(self, scope: Scope, visit: Visit, status: int) -> None:
-        name = visit.route or _route_of(scope)
+    def _count(self, name: str, visit: Visit, status: int) -> None:
         elapsed_ms = visit.elapsed_ms
         model_ms = visit.stages_ms.get("model")
         # A failure may have come before, in or after the model; nobody knows how long that took.
@@ -179,6 +210,23 @@ def _route_of(scope: Scope) -> str:
     route = scope.get("route")
     method = scope["method"] if scope["method"] in _METHODS else "OTHER"
     return f"{method} {route.path}" if route is not None else "unmatched"
+
+
+def _headers_of(visit: Visit) -> _Headers:
+    """What the response to a known question says of this visit."""
+    headers = [] if visit.allowance is None else limit_headers(visit.allowance)
+    headers.append((b"x-request-id", visit.request_id.encode("ascii")))
+    headers.append((b"server-timing", b"total;dur=%.2f" % visit.elapsed_ms))
+    return headers
+
+
+@contextmanager
+def _as_request(name: str) -> Generator[None]:
+    token = request_id.set(name)
+    try:
+        yield
+    finally:
+        request_id.reset(token)
 
 
 class _Reply:
@@ -220,11 +268,8 @@ class _Reply:
     async def send_whole(self, headers: _Headers, body: bytes) -> None:
         """Send a successful response that is complete."""
         self.status = 200
+        headers += _headers_of(self._visit)
         headers += _ON_EVERY_API_ANSWER
-        if self._visit.allowance is not None:
-            headers += limit_headers(self._visit.allowance)
-        headers.append((b"x-request-id", self._visit.request_id.encode("ascii")))
-        headers.append((b"server-timing", b"total;dur=%.2f" % self._visit.elapsed_ms))
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 

@@ -30,6 +30,10 @@ _JSON = (b"application/json", b"application/json; charset=utf-8")
 _COMPRESSED_FROM = 1024
 
 
+_Held = tuple[bytes, float, float]
+"""What the cache keeps: the bytes, their age and what is left of their life, in seconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShortAnswer:
     """A whole response."""
@@ -71,6 +75,10 @@ class KnownQuestions:
         """Whether the short way may answer this request at all, from its head alone."""
         if scope["path"] != PATH or scope["method"] != "POST" or scope["query_string"]:
             return False
+        return self.may_be_known_by(headers)
+
+    def may_be_known_by(self, headers: dict[bytes, bytes]) -> bool:
+        """The same of a prompt, from its headers alone."""
         if headers.get(b"content-type") not in _JSON or b"authorization" not in headers:
             return False
         return _TAKES_THE_LONG_WAY.isdisjoint(headers)
@@ -101,29 +109,68 @@ class KnownQuestions:
 
         Raises what the long way would: an unknown credential, a limit.
         """
+        found = self._find(runtime, request)
+        credential = _credential(headers)
+        if found is None or credential is None:
+            return None
+        known, held = found
+        caller = runtime.callers.remembered(credential) or await runtime.callers.recognise(credential)
+        if not self._is_of(caller, known, request):
+            return None
+        await admit(runtime.limiter, visit, caller, "prompts")
+        return self._tell(runtime, known, held, caller, request, headers, visit)
+
+    def answer_at_once(
+        self, runtime: "Runtime", request: bytes, headers: dict[bytes, bytes], visit: Visit
+    ) -> ShortAnswer | None:
+        """The same without waiting; also `None`, and nothing counted, where `answer` would wait or refuse."""
+        found = self._find(runtime, request)
+        credential = _credential(headers)
+        if found is None or credential is None:
+            return None
+        known, held = found
+        caller = runtime.callers.remembered(credential)
+        if caller is None or not self._is_of(caller, known, request):
+            return None
+        allowance = runtime.limiter.admit_at_once(caller)
+        if allowance is None:
+            return None
+        visit.allowance = allowance
+        visit.story.caller_id = caller.id
+        return self._tell(runtime, known, held, caller, request, headers, visit)
+
+    def _find(self, runtime: "Runtime", request: bytes) -> tuple[_Known, _Held] | None:
         known = self._by_request.get(request)
         if known is None:
             return None
         if known.agents_version != runtime.agent_room.result().agents.version:
             del self._by_request[request]
             return None
-        cache = runtime.cache
-        held = cache.recall(known.digest, known.agent)
-        if held is None:
-            return None
-        scheme, _, credential = headers[b"authorization"].decode("latin-1").partition(" ")
-        if scheme.lower() != "bearer":
-            return None
-        caller = runtime.callers.remembered(credential) or await runtime.callers.recognise(credential)
-        if caller != known.caller:
-            # Another role, other agents, other limits: the long way decides anew.
-            self._by_request.pop(request, None)
-            return None
-        await admit(runtime.limiter, visit, caller, "prompts")
+        held = runtime.cache.recall(known.digest, known.agent)
+        return None if held is None else (known, held)
+
+    def _is_of(self, caller: Caller, known: _Known, request: bytes) -> bool:
+        if caller == known.caller:
+            return True
+        # Another role, other agents, other limits: the long way decides anew.
+        self._by_request.pop(request, None)
+        return False
+
+    def _tell(
+        self,
+        runtime: "Runtime",
+        known: _Known,
+        held: _Held,
+        caller: Caller,
+        request: bytes,
+        headers: dict[bytes, bytes],
+        visit: Visit,
+    ) -> ShortAnswer:
+        """Count the hit and write the response."""
         value, age_s, left_s = held
         if request in self._by_request:
             self._by_request.move_to_end(request)
-        cache.count_hit(known.agent, known.digest, len(value), known.answer)
+        runtime.cache.count_hit(known.agent, known.digest, len(value), known.answer)
         runtime.runs.count_hit(caller, known.answer)
         story = visit.story
         story.agent, story.model = known.agent, known.answer.model
@@ -146,3 +193,8 @@ class KnownQuestions:
                 sent.append((b"content-encoding", b"gzip"))
         sent.append((b"content-length", b"%d" % len(body)))
         return ShortAnswer(sent, body)
+
+
+def _credential(headers: dict[bytes, bytes]) -> str | None:
+    scheme, _, credential = headers[b"authorization"].decode("latin-1").partition(" ")
+    return credential if scheme.lower() == "bearer" else None

@@ -41,11 +41,15 @@ class Visit:
         return ", ".join([*stages, f"total;dur={self.elapsed_ms:.2f}"])
 
 
-def open_visit(scope: MutableMapping[str, Any], client_id: bytes | None) -> Visit:
-    """Begin the visit of `scope`. The client's own request id is kept where it is sane, else a new one is made."""
+def begin_visit(client_id: bytes | None) -> Visit:
+    """A visit that begins now. The client's own request id is kept where it is sane, else a new one is made."""
     sane = client_id is not None and _SANE_ID.fullmatch(client_id)
-    visit = Visit(client_id.decode("ascii") if sane and client_id else os.urandom(16).hex())
-    scope[_SCOPE_KEY] = visit
+    return Visit(client_id.decode("ascii") if sane and client_id else os.urandom(16).hex())
+
+
+def open_visit(scope: MutableMapping[str, Any], client_id: bytes | None) -> Visit:
+    """Begin the visit of `scope`, where every room finds it."""
+    visit = scope[_SCOPE_KEY] = begin_visit(client_id)
     return visit
 
 

@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 Take = Callable[..., Awaitable[Verdict]]
 """`SharedStore.take`."""
 
+TakeAtOnce = Callable[..., Verdict | None]
+"""`SharedStore.take_at_once`."""
+
 Group = Literal["prompts", "other"]
 """Routes that count together: those that ask a model, and all others that need a login."""
 
@@ -90,6 +93,7 @@ class RateLimiter:
         self,
         take: Take | None = None,
         *,
+        take_at_once: TakeAtOnce | None = None,
         requests_per_minute: int,
         tokens_per_minute: int = 0,
         on_refusal: Callable[[Group, Literal["requests", "tokens"]], None] | None = None,
@@ -102,6 +106,7 @@ class RateLimiter:
         self.tokens_per_minute = tokens_per_minute
         self.others_per_minute = max(_OTHER_LEAST, requests_per_minute * _OTHER_FACTOR) if requests_per_minute else 0
         self._shared = take
+        self._shared_at_once = take_at_once
         self._on_refusal = on_refusal
         self._on_local_count = on_local_count
         self._pause_s = pause_s
@@ -138,6 +143,21 @@ class RateLimiter:
         if not allowance.allowed and self._on_refusal is not None:
             self._on_refusal(group, "requests")
         return allowance
+
+    def admit_at_once(self, caller: Caller) -> Allowance | None:
+        """Count one prompt of `caller` as `admit` does; `None`, and nothing counted, where that would wait or refuse.
+
+        An `Allowance` without meters where nothing limits the caller.
+        """
+        if caller.requests_per_minute:
+            return None
+        limit = self.requests_per_minute
+        if not limit:
+            return Allowance("prompts")
+        verdict = self._count_at_once(f"rate prompts {caller.id}".encode(), limit)
+        if verdict is None or not verdict.allowed:
+            return None
+        return Allowance("prompts", Meter(limit, verdict.remaining, verdict.reset_s))
 
     def limits_tokens_of(self, caller: Caller) -> bool:
         """Whether the model tokens of this caller are limited."""
@@ -188,17 +208,39 @@ class RateLimiter:
             allowance.allowed = False
             allowance.retry_after_s = verdict.retry_after_s
 
+    def _count_at_once(self, key: bytes, limit: int) -> Verdict | None:
+        """What `_count` finds out of one meter, where it does not have to wait for that."""
+        if limit >= 2 * _BULK and (verdict := self._take_from_begun_bulk(key)) is not None:
+            return verdict
+        if self._shared is None:
+            return self._local.take(key, cost=1, limit=limit, window_s=WINDOW_S)
+        if self._shared_at_once is None or self._away or self._clock() < self._doubted_until:
+            return None
+        size = max(1, limit // _BULK)
+        verdict = self._shared_at_once(key, cost=size, limit=limit, window_s=WINDOW_S)
+        if verdict is None or not verdict.allowed:
+            return None
+        self._local.set(key, verdict.reset_s)
+        return verdict if size == 1 else self._begin_bulk(key, size, verdict)
+
     async def _take_from_bulk(self, key: bytes, limit: int) -> Verdict | None:
         """One of several that were taken at once; `None` where there are not that many left in the meter."""
+        if (verdict := self._take_from_begun_bulk(key)) is not None:
+            return verdict
+        size = limit // _BULK
+        verdict = await self._take(key, cost=size, limit=limit)
+        return self._begin_bulk(key, size, verdict) if verdict.allowed else None
+
+    def _begin_bulk(self, key: bytes, size: int, taken: Verdict) -> Verdict | None:
+        if len(self._bulks) >= _BULKS_KEPT:
+            self._bulks.clear()
+        self._bulks[key] = _Bulk(size, self._clock() + _BULK_S, taken)
+        return self._take_from_begun_bulk(key)
+
+    def _take_from_begun_bulk(self, key: bytes) -> Verdict | None:
         bulk = self._bulks.get(key)
         if bulk is None or not bulk.left or self._clock() >= bulk.until:
-            size = limit // _BULK
-            verdict = await self._take(key, cost=size, limit=limit)
-            if not verdict.allowed:
-                return None
-            if len(self._bulks) >= _BULKS_KEPT:
-                self._bulks.clear()
-            bulk = self._bulks[key] = _Bulk(size, self._clock() + _BULK_S, verdict)
+            return None
         bulk.left -= 1
         return Verdict(True, bulk.taken.remaining + bulk.left, 0.0, bulk.taken.reset_s)
 

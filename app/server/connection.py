@@ -4,9 +4,10 @@ import asyncio
 import json
 import math
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from app.server.listener import is_readable
@@ -31,6 +32,17 @@ class State(ServerState):
     """The process is to end: every response says `Connection: close`."""
 
 
+class KnowsAnswers(Protocol):
+    """An application that answers some requests without a task, when they have arrived whole."""
+
+    known_path: bytes | None
+    """The path whose POSTs it may know."""
+
+    def answer_at_once(self, raw_headers: list[tuple[bytes, bytes]], body: bytes) -> bytes | None:
+        """The response but for its status line and its date, or `None` where the request is to be served."""
+        ...
+
+
 class Connection(HttpToolsProtocol):
     """A connection that knows when it should have heard or sent something; `sweep()` ends it when it has not.
 
@@ -47,8 +59,16 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0
     """At least as many as the head that is arriving has."""
     _chunk_bytes = 0
+    """Of what has just come, as many as may belong to the head that is arriving."""
     _refusal: HTTPStatus | None = None
     _is_refused = False
+    _held: bytes | None = None
+    """The body, as far as it is there, of a request that may be answered at once; its cycle has not begun."""
+
+    def __init__(self, config: Config, *arguments: Any, **options: Any) -> None:
+        super().__init__(config, *arguments, **options)
+        self._knows = cast("KnowsAnswers", config.app)
+        self._known_path = getattr(config.app, "known_path", None)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - as uvicorn types it
         """Begin; the first request is awaited from here on."""
@@ -67,6 +87,9 @@ class Connection(HttpToolsProtocol):
             # Maybe only an empty line, which begins no request and has just stopped the timer of the idle connection.
             self._head_due = self.loop.time() + HEAD_TIMEOUT_S
         super().data_received(data)
+        if self._held is not None:
+            # The rest of the body is still on its way.
+            self._serve()
         if self._head_bytes > MAX_HEAD_BYTES and self._head_due is not math.inf and not self.transport.is_closing():
             # Still no end of the headers.
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
@@ -89,9 +112,31 @@ class Connection(HttpToolsProtocol):
         if self._refusal is not None:
             # Ends the parsing; uvicorn then calls `send_400_response`.
             raise ValueError(self._refusal.phrase)
-        super().on_headers_complete()
-        if self.server_state.leaving and self.cycle is not None:
-            self.cycle.keep_alive = False
+        if self.url == self._known_path and self._may_answer_at_once():
+            self._held = b""
+            return
+        self._begin_cycle()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body has come."""
+        if self._held is None:
+            super().on_body(body)
+        else:
+            self._held += body
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        # Whatever follows in the same chunk is counted when more comes.
+        self._chunk_bytes = 0
+        if self._held is not None:
+            answer = self._knows.answer_at_once(self.headers, self._held)
+            if answer is not None:
+                self._held = None
+                self.transport.write(b"".join((STATUS_LINE[200], *self._date_lines(), answer)))
+                self.on_response_complete()
+                return
+            self._serve()
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, in the shape of every other refusal."""
@@ -133,6 +178,34 @@ class Connection(HttpToolsProtocol):
         fd: int = self.transport.get_extra_info("socket").fileno()
         if not is_readable(fd):
             self.transport.close()
+
+    def _may_answer_at_once(self) -> bool:
+        parser = self.parser
+        return (
+            parser is not None
+            and (self.cycle is None or self.cycle.response_complete)
+            and not self.expect_100_continue
+            and not self.server_state.leaving
+            and not self.flow.write_paused
+            and parser.get_method() == b"POST"
+            and parser.get_http_version() == "1.1"
+            and parser.should_keep_alive()
+        )
+
+    def _date_lines(self) -> list[bytes]:
+        return [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
+
+    def _serve(self) -> None:
+        """Serve the held request as every other."""
+        body, self._held = self._held, None
+        self._begin_cycle()
+        if body:
+            super().on_body(body)
+
+    def _begin_cycle(self) -> None:
+        super().on_headers_complete()
+        if self.server_state.leaving and self.cycle is not None:
+            self.cycle.keep_alive = False
 
     def _refuse(self, status: HTTPStatus) -> None:
         if self.cycle is not None and not self.cycle.response_complete:

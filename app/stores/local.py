@@ -1,5 +1,6 @@
 """The shared store of one machine: all workers that have the same data directory."""
 
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,23 @@ _METERS = 131_072
 _LEASES = 16_384
 _DEADLINE_S = 0.25
 _NOBODY = bytes(8)
+
+
+@dataclass(slots=True)
+class _Taking:
+    """What is to be taken from a meter, and what the meter said."""
+
+    cost: int
+    limit: int
+    window_s: float
+    force: bool = False
+    verdict: Verdict | None = None
+
+    def decide(self, used_s: float, _: bytes) -> tuple[float, bytes] | None:
+        verdict = self.verdict = judge(
+            used_s, cost=self.cost, limit=self.limit, window_s=self.window_s, force=self.force
+        )
+        return (verdict.reset_s, _NOBODY) if verdict.allowed else None
 
 
 class LocalStore:
@@ -66,16 +84,15 @@ class LocalStore:
 
     async def take(self, key: bytes, *, cost: int = 1, limit: int, window_s: float, force: bool = False) -> Verdict:
         """See `SharedStore.take`."""
-        verdict: Verdict | None = None
+        taking = _Taking(cost, limit, window_s, force)
+        await self._meters.change(key, taking.decide, deadline_s=_DEADLINE_S)
+        assert taking.verdict is not None
+        return taking.verdict
 
-        def decide(used_s: float, _: bytes) -> tuple[float, bytes] | None:
-            nonlocal verdict
-            verdict = judge(used_s, cost=cost, limit=limit, window_s=window_s, force=force)
-            return (verdict.reset_s, _NOBODY) if verdict.allowed else None
-
-        await self._meters.change(key, decide, deadline_s=_DEADLINE_S)
-        assert verdict is not None
-        return verdict
+    def take_at_once(self, key: bytes, *, cost: int, limit: int, window_s: float) -> Verdict | None:
+        """See `SharedStore.take_at_once`."""
+        taking = _Taking(cost, limit, window_s)
+        return taking.verdict if self._meters.change_at_once(key, taking.decide) else None
 
     async def bump(self, counter: Counter) -> int:
         """See `SharedStore.bump`; every process of this machine sees it at once."""

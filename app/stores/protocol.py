@@ -76,6 +76,10 @@ class SharedStore(Protocol):
         """
         ...
 
+    def take_at_once(self, key: bytes, *, cost: int, limit: int, window_s: float) -> Verdict | None:
+        """The same without waiting; `None`, and nothing taken, where that cannot be."""
+        ...
+
     def generation(self, counter: Counter) -> int | None:
         """The present generation, without waiting; what was learnt under another one is not valid any more.
 

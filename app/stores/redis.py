@@ -103,6 +103,10 @@ class RedisStore:
         # The script has decided; this is the same arithmetic in the caller's words.
         return judge(float(used), cost=cost, limit=limit, window_s=window_s, force=force or taken == 1)
 
+    def take_at_once(self, key: bytes, *, cost: int, limit: int, window_s: float) -> Verdict | None:
+        """See `SharedStore.take_at_once`; a network always makes one wait."""
+        return None
+
     def generation(self, counter: Counter) -> int | None:
         """See `SharedStore.generation`."""
         if monotonic() >= self._trusted_until:

@@ -93,6 +93,17 @@ class Slots:
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
+    def change_at_once(self, key: bytes, decide: Callable[[float, bytes], tuple[float, bytes] | None]) -> bool:
+        """The same without waiting; `False`, and nothing changed, where another process is in here."""
+        digest = blake2b(key, digest_size=16).digest()
+        if not self._lock():
+            return False
+        try:
+            self._change(digest, decide)
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        return True
+
     def close(self) -> None:
         """Unmap the file; it stays for the others."""
         self._map.close()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -187,3 +188,51 @@ async def test_a_large_limit_is_taken_by_the_handful_and_never_exceeded(clock: C
     assert store.asked <= 48_000 / 5 + 2
     allowed += sum([await admitted(limiter, 1) for _ in range(2000) for limiter in limiters])
     assert allowed == 50_000
+
+
+@pytest.mark.parametrize("limit", [10, 40_000])
+async def test_at_once_is_counted_like_all_others_and_never_refused(clock: Clock, limit: int) -> None:
+    meters = Meters(clock=clock)
+    asked = 0
+
+    async def take(key: bytes, **what: Any) -> Verdict:
+        return meters.take(key, **what)
+
+    def take_at_once(key: bytes, **what: Any) -> Verdict:
+        nonlocal asked
+        asked += 1
+        return meters.take(key, **what)
+
+    limiter = RateLimiter(take, take_at_once=take_at_once, requests_per_minute=limit, clock=clock)
+    first = limiter.admit_at_once(ANN)
+    assert first is not None
+    assert first.requests is not None
+    assert first.requests.remaining == limit - 1
+    second = await limiter.admit(ANN)
+    assert second is not None
+    assert second.requests is not None
+    assert second.requests.remaining == limit - 2
+    assert all(limiter.admit_at_once(ANN) is not None for _ in range(limit - 2))
+    assert asked <= 10_000
+    assert limiter.admit_at_once(ANN) is None
+    last = await limiter.admit(ANN)
+    assert last is not None
+    assert not last.allowed
+
+
+async def test_at_once_is_not_for_keys_with_limits_nor_for_a_store_that_is_away(clock: Clock, store: Store) -> None:
+    def take_at_once(_: bytes, **__: Any) -> Verdict:
+        pytest.fail("it was asked")
+
+    limiter = RateLimiter(store.take, take_at_once=take_at_once, requests_per_minute=10, clock=clock)
+    assert limiter.admit_at_once(KEY) is None
+    store.away = True
+    await limiter.admit(ANN)
+    assert limiter.admit_at_once(ANN) is None
+    store.away = False
+    clock.now += 2
+    await limiter.admit(ANN)
+    assert not limiter.counts_locally
+    assert limiter.admit_at_once(ANN) is None, "both have to allow it for a minute"
+    unlimited = RateLimiter(store.take, requests_per_minute=0, clock=clock)
+    assert unlimited.admit_at_once(ANN) == Allowance("prompts")

@@ -178,7 +178,11 @@ async def test_of_400_at_once_exactly_100_are_allowed(store: SharedStore, open_s
 
 TAKE_200_TIMES = """
 import asyncio, sys
+from app.stores import redis_link
 from tests.stores.test_shared_store import open_by_name
+
+# As patient as the process of the tests.
+redis_link.DEADLINE_S = redis_link._POOL_WAIT_S = redis_link._OURS["socket_connect_timeout"] = 10.0
 
 async def main():
     store = await open_by_name(sys.argv[1])
@@ -305,3 +309,16 @@ async def test_it_counts_what_it_is_asked(store: SharedStore) -> None:
     assert numbers.state == "up"
     assert numbers.calls >= 1
     assert (numbers.failures, numbers.refused) == (0, 0)
+
+
+async def test_what_is_taken_at_once_is_taken_from_the_same_meter(store: SharedStore) -> None:
+    at_once = [store.take_at_once(b"at once", cost=1, limit=5, window_s=60.0) for _ in range(3)]
+    if store.kind == "redis":
+        assert at_once == [None] * 3
+        assert (await store.take(b"at once", limit=5, window_s=60.0)).remaining == 4
+        return
+    assert [verdict and verdict.remaining for verdict in at_once] == [4, 3, 2]
+    assert (await store.take(b"at once", cost=2, limit=5, window_s=60.0)).remaining == 0
+    refused = store.take_at_once(b"at once", cost=1, limit=5, window_s=60.0)
+    assert refused is not None
+    assert not refused.allowed
