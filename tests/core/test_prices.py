@@ -35,3 +35,31 @@ def test_an_unlisted_model_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) ->
         prices.fill_cost(answer)
         assert answer.usage.cost is None
     assert looked_up == ["a-model-of-our-own"]
+
+
+@pytest.mark.parametrize(
+    ("model", "provider"),
+    [
+        ("gpt-4o-mini", "openai"),
+        ("gpt-5-mini", "openai"),
+        ("grok-4", "x-ai"),
+        ("deepseek-chat", "deepseek"),
+        ("gemini-2.5-pro", "google"),
+        ("sonar", "perplexity"),
+        ("llama-3.3-70b-versatile", "groq"),
+    ],
+)
+@pytest.mark.parametrize(("asked", "said"), [(0, 0), (1, 1), (12, 34), (250_000, 7), (10**9, 1)])
+def test_every_price_is_the_lists(model: str, provider: str, asked: int, said: int) -> None:
+    ours, theirs = (
+        ModelResponse(
+            [TextPart("Hi")],
+            model_name=model,
+            provider_name=provider,
+            usage=RequestUsage(input_tokens=asked, output_tokens=said),
+        )
+        for _ in range(2)
+    )
+    prices.fill_cost(ours)
+    prices.fill_response_cost(theirs)
+    assert ours.usage.cost == theirs.usage.cost
