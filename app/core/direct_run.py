@@ -5,8 +5,9 @@
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, cast
 
 from pydantic_ai import Agent, ModelMessage, ModelRequest, ModelResponse, ModelSettings, RunContext, TextPart, Tool
 from pydantic_ai._utils import fill_run_metadata
@@ -20,7 +21,10 @@ from pydantic_ai.run import AgentRunResult, AgentRunResultEvent
 from pydantic_ai.settings import merge_model_settings
 from pydantic_ai.usage import RunUsage
 
+from app.core.openai_chat import LeanChatModel
+from app.core.plain_chat import MARK, Form, is_plain
 from app.core.prices import fill_cost
+from app.core.provider_guard import GuardedModel
 
 AnyAgent = Agent[Any, Any]
 
@@ -98,13 +102,20 @@ class DirectAgent:
     its messages, settings and parameters are the pattern of all later ones. An answer that is more than text (a tool
     call, a refusal, nothing at all) is handed to the graph, as if the graph had received it; nothing is asked for
     twice. A history of anything but plain texts, and settings that leave traces, go through the graph.
+
+    Where the model is a lean one, a plain prompt without a history fills a form that was written before.
     """
 
     def __init__(self, agent: AnyAgent, model: Model[Any]) -> None:
         assert tier_of(agent).asks_directly
         self._agent = agent
         self._model = model
+        self._model_id = model.model_id
         self._patterns: dict[str | None, _Pattern] = {}
+        self._guard = model.guard if isinstance(model, GuardedModel) else None
+        lean = model.wrapped if isinstance(model, GuardedModel) else model
+        self._lean = lean if isinstance(lean, LeanChatModel) else None
+        self._forms: dict[tuple[str | None, str], tuple[_Pattern, Form] | None] = {}
 
     async def run(
         self,
@@ -118,6 +129,11 @@ class DirectAgent:
     ) -> DirectResult | AgentRunResult[Any]:
         """The answer to `prompt`, with the messages, usage, cost and errors of `agent.run`."""
         asked = _Asked(prompt, run_id, model_settings, history, instructions, deps)
+        if self._lean is not None and (found := await self._form(asked)) is not None:
+            pattern, form = found
+            request = pattern.request(asked)
+            response = await self._fill(form, cast("str", prompt))
+            return self._finished(asked, request, response) or await self._by_graph(asked, response)
         prepared = await self._prepare(asked)
         if prepared is None:
             return await self._by_graph(asked)
@@ -162,6 +178,33 @@ class DirectAgent:
         messages = self._model.prepare_messages([*asked.history, request], pattern.parameters)
         return request, messages, settings, pattern.parameters
 
+    async def _form(self, asked: "_Asked") -> "tuple[_Pattern, Form] | None":
+        """The form that `asked` fills and its pattern, or `None` where it has to be written out."""
+        assert self._lean is not None
+        if asked.history or not isinstance(asked.prompt, str) or not is_plain(asked.prompt):
+            return None
+        kind = (asked.instructions, repr(asked.settings))
+        if kind in self._forms:
+            return self._forms[kind]
+        if len(self._forms) >= _PATTERNS_KEPT:
+            self._forms.pop(next(iter(self._forms)))
+        found = None
+        prepared = await self._prepare(replace(asked, prompt=MARK))
+        if prepared is not None:
+            _, messages, settings, parameters = prepared
+            form = await self._lean.form(messages, settings, parameters)
+            found = None if form is None else (self._patterns[asked.instructions], form)
+        self._forms[kind] = found
+        return found
+
+    async def _fill(self, form: Form, prompt: str) -> ModelResponse:
+        assert self._lean is not None
+        if self._guard is None:
+            return await self._lean.answer(form, prompt)
+        return await self._guard.call(
+            partial(self._lean.answer, form, prompt), model=cast("GuardedModel", self._model).name
+        )
+
     def _finished(self, asked: "_Asked", request: ModelRequest, response: ModelResponse) -> DirectResult | None:
         """The result, or `None` where the graph has to judge the response."""
         if response.state != "complete" or not all(type(part) is TextPart for part in response.parts):
@@ -170,7 +213,7 @@ class DirectAgent:
         if not text:
             return None
         fill_run_metadata(response, run_id=request.run_id, conversation_id=request.conversation_id)
-        response.model_id = response.model_id or self._model.model_id
+        response.model_id = response.model_id or self._model_id
         fill_cost(response)
         usage = RunUsage(requests=1)
         usage.incr(response.usage)

@@ -7,6 +7,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextvars import ContextVar
 from typing import Any, Self, cast
 from urllib.request import getproxies
 
@@ -19,12 +20,18 @@ from openai._utils._json import openapi_dumps
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import ValidationError
 from pydantic_ai.exceptions import UnexpectedModelBehavior
-from pydantic_ai.messages import ModelResponse
+from pydantic_ai.messages import ModelMessage, ModelResponse
+from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.models._decode_errors import map_decode_errors
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.models.openai._chat_completions import LenientChatCompletion, LenientChatCompletionChunk
+from pydantic_ai.models.openai._errors import map_api_errors
 from pydantic_ai.profiles.openai import OpenAIModelProfile
+from pydantic_ai.settings import ModelSettings
 from pydantic_core import from_json
 from yarl import URL
+
+from app.core.plain_chat import Form, PlainAnswers, can_be_plain
 
 _FIELDS = [
     "model",
@@ -149,6 +156,37 @@ class LeanChatModel(OpenAIChatModel):
         provider = cast("Any", model.provider)
         super().__init__(model.model_name, provider=provider, profile=PROFILE, settings=model.settings)
         self._lean = _Client(cast("AsyncOpenAI", provider.client), http)
+        self._plain = PlainAnswers(self, provider.name, provider.base_url) if can_be_plain(self) else None
+
+    async def form(
+        self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
+    ) -> Form | None:
+        """What `request` would send, with a gap where `messages` say `MARK`; `None` where there can be none."""
+        if self._plain is None:
+            return None
+        token = _writes_a_form.set(True)
+        try:
+            await self.request(messages, settings, parameters)
+        except _Written as written:
+            return written.form
+        finally:
+            _writes_a_form.reset(token)
+        raise AssertionError("the form is written before anything is sent")
+
+    async def answer(self, form: Form, prompt: str) -> ModelResponse:
+        """What `request` gives for the messages of `form` with this `prompt`. Raises what it raises."""
+        assert self._lean is not None
+        assert self._plain is not None
+        try:
+            answer, raw = await self._lean.post(form.head, form.filled(prompt), timeout_s=form.timeout_s)
+        except APIError:
+            with map_api_errors(self.model_name, self._provider.model_id_namespace):
+                raise
+        if answer.content_type.endswith("json") and (response := self._plain.read(raw)) is not None:
+            return response
+        with map_api_errors(self.model_name, self._provider.model_id_namespace), map_decode_errors(self.model_name):
+            completion = await self._lean.completion(raw, answer, form.head)
+        return self._process_response(cast("ChatCompletion | str", completion))
 
     @property
     def client(self) -> AsyncOpenAI:
@@ -175,6 +213,16 @@ class LeanChatModel(OpenAIChatModel):
             include_raw_annotations=include_raw_annotations,
             include_unmapped_response_data=include_unmapped_response_data,
         )
+
+
+_writes_a_form: ContextVar[bool] = ContextVar("writes_a_form", default=False)
+
+
+class _Written(BaseException):
+    """Not an `Exception`, so that it is nobody's error."""
+
+    def __init__(self, form: Form | None) -> None:
+        self.form = form
 
 
 def is_covered(model: object) -> bool:
@@ -235,20 +283,29 @@ class _Client:
             body |= cast("dict[str, object]", extra_body)
         data = openapi_dumps(body)
         request = await self._head(extra_headers, timeout)
+        if _writes_a_form.get():
+            raise _Written(Form.of(request, data, limit))
+        answer, raw = await self.post(request, data, timeout_s=limit, stream=stream)
+        return (
+            _Chunks(self._sdk, self._http, answer, request) if stream else await self.completion(raw, answer, request)
+        )
+
+    async def post(
+        self, request: httpx2.Request, data: bytes, *, timeout_s: float | None, stream: bool = False
+    ) -> tuple[aiohttp.ClientResponse, bytes]:
+        """The good answer to `request`, and its body where it is no stream. Raises what the SDK would."""
         try:
-            answer = await self._http.open(request, data, timeout_s=limit)
+            answer = await self._http.open(request, data, timeout_s=timeout_s)
             if not 200 <= answer.status < 300:
                 raise await self._status_error(answer, request)
-            if stream:
-                return _Chunks(self._sdk, self._http, answer, request)
-            raw = await self._http.read(answer, request)
+            return answer, b"" if stream else await self._http.read(answer, request)
         except httpx2.TimeoutException as error:
             raise APITimeoutError(request=request) from error
         except httpx2.TransportError as error:
             raise APIConnectionError(request=request) from error
-        return await self._completion(raw, answer, request)
 
-    async def _completion(self, raw: bytes, answer: aiohttp.ClientResponse, request: httpx2.Request) -> object:
+    async def completion(self, raw: bytes, answer: aiohttp.ClientResponse, request: httpx2.Request) -> object:
+        """The body as the SDK would give it."""
         if answer.content_type.endswith("json"):
             try:
                 completion = LenientChatCompletion.model_validate(from_json(raw))
