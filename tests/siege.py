@@ -1,11 +1,14 @@
-"""Clients that never rest and keep book: what became of every request that left them whole."""
+"""Clients on plain sockets: some never rest and keep book, some come all at once, some stay with their worker."""
 
 import asyncio
 import contextlib
+import json
+import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 
@@ -20,6 +23,71 @@ class Book:
     @property
     def answered(self) -> int:
         return self.statuses.total()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer, whole; `at` is when it was, on the monotonic clock."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    at: float
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Line:
+    """A connection that stays open, and hence with one worker."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.port: int = writer.get_extra_info("sockname")[1]
+        """Of this end."""
+        self.worker = 0
+        """The pid of the process at the other end, where somebody found it out."""
+
+    @classmethod
+    async def open(cls, url: str) -> Self:
+        parts = urlsplit(url)
+        return cls(*await asyncio.open_connection(parts.hostname, parts.port))
+
+    async def ask(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
+        """Send one request and wait for its answer. Raises `OSError` or `EOFError` where the worker went away."""
+        self.send(method, path, body, **headers)
+        return await self.hear()
+
+    def send(self, method: str, path: str, body: object = None, **headers: str) -> None:
+        content = b"" if body is None else json.dumps(body).encode()
+        lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(content)}"]
+        if body is not None:
+            lines.append("Content-Type: application/json")
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        self._writer.write("\r\n".join([*lines, "", ""]).encode() + content)
+
+    async def hear(self) -> Answer:
+        async with asyncio.timeout(90):
+            return await _answer(self._reader)
+
+    async def aclose(self) -> None:
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+
+async def burst(
+    urls: Sequence[str], number: int, method: str, path: str, body: Callable[[int], object], **headers: str
+) -> list[Answer]:
+    """`number` requests at once, each on a connection of its own that stands before the first is sent."""
+    lines = await asyncio.gather(*(Line.open(urls[at % len(urls)]) for at in range(number)))
+    try:
+        for at, line in enumerate(lines):
+            line.send(method, path, body(at), **headers)
+        return await asyncio.gather(*(line.hear() for line in lines))
+    finally:
+        await asyncio.gather(*(line.aclose() for line in lines))
 
 
 @asynccontextmanager
@@ -84,11 +152,11 @@ async def _client(
             while not end.is_set():
                 number += 1
                 writer.write(request)
-                status, stays, body = await _answer(reader)
-                if not is_whole(body):
-                    raise ValueError(f"the answer ends with {body[-80:]!r}")
-                book.statuses[status] += 1
-                if not (keep_alive and stays):
+                answer = await _answer(reader)
+                if not is_whole(answer.body):
+                    raise ValueError(f"the answer ends with {answer.body[-80:]!r}")
+                book.statuses[answer.status] += 1
+                if not (keep_alive and answer.headers.get("connection") != "close"):
                     break
         except (OSError, asyncio.IncompleteReadError, ValueError) as error:
             book.lost.append(f"request {number} of a connection: {error!r}"[:200])
@@ -98,15 +166,16 @@ async def _client(
                 await writer.wait_closed()
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool, bytes]:
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    lines = head.split(b"\r\n")
-    headers = dict(line.split(b": ", 1) for line in lines[1:] if b": " in line)
+async def _answer(reader: asyncio.StreamReader) -> Answer:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    lines = head.split("\r\n")
+    pairs = [line.split(": ", 1) for line in lines[1:] if ": " in line]
+    headers = {name.lower(): value for name, value in pairs}
     body = bytearray()
-    if b"content-length" in headers:
-        body += await reader.readexactly(int(headers[b"content-length"]))
-    elif headers.get(b"transfer-encoding") == b"chunked":
+    if "content-length" in headers:
+        body += await reader.readexactly(int(headers["content-length"]))
+    elif headers.get("transfer-encoding", "").lower() == "chunked":
         while size := int(await reader.readuntil(b"\r\n"), 16):
             body += (await reader.readexactly(size + 2))[:-2]
         await reader.readexactly(2)
-    return int(lines[0].split()[1]), headers.get(b"connection") != b"close", bytes(body)
+    return Answer(int(lines[0].split()[1]), headers, bytes(body), time.monotonic())
