@@ -37,7 +37,7 @@ class _Script:
 
 
 class RedisStore:
-    """`SharedStore` in Redis. An outage is a `StoreUnavailable` within 0.3 s, and after five of them at once.
+    """`SharedStore` in Redis. An outage is a `StoreUnavailable` within 0.3 s (`patience`), and after five at once.
 
     Every answer is proven to belong to its question: entries carry a checksum over key and value, scripts give back
     a nonce. Generations are polled ten times a second and trusted for `LEASE_S` from before each poll, so that

@@ -19,18 +19,20 @@ except ModuleNotFoundError as missing:
 
 from app.errors import BadConfiguration, StoreUnavailable
 from app.stores.breaker import Breaker
+from app.stores.patience import patience
 
 _log = logging.getLogger(__name__)
 
 DEADLINE_S = 0.25
 """Of one call, its connecting included."""
-_POOL_WAIT_S = 0.1
+_POOL_WAIT_S = 0.25
 _SAY_AGAIN_S = 60.0
 
 # What a URL may say of a pool or of deadlines does not hold here.
 _OURS: dict[str, Any] = {
-    "socket_timeout": None,  # each call has a deadline of its own; the driver's would cost a task a call
-    "socket_connect_timeout": DEADLINE_S,
+    # Each call has a deadline of its own. The driver's cost a task a call, and do not know of a busy process.
+    "socket_timeout": None,
+    "socket_connect_timeout": None,
     "retry": None,
     "retry_on_timeout": False,
     "retry_on_error": [],
@@ -72,6 +74,10 @@ class RedisLink:
             raise StoreUnavailable("Redis is away and is left alone until it answers again")
         await self._take_place()
         try:
+            if self.breaker.is_open:
+                # It went away while this call stood in line.
+                self.refused += 1
+                raise StoreUnavailable("Redis is away and is left alone until it answers again")
             answer = await self._ask(command, check)
         except NoScriptError as error:
             raise NoScript from error
@@ -98,7 +104,7 @@ class RedisLink:
     async def _take_place(self) -> None:
         if self._places.locked():
             try:
-                async with asyncio.timeout(_POOL_WAIT_S):
+                async with patience(_POOL_WAIT_S):
                     await self._places.acquire()
             except TimeoutError:
                 self.failures += 1
@@ -110,7 +116,7 @@ class RedisLink:
         connection: AbstractConnection | None = None
         whole = False
         try:
-            async with asyncio.timeout(DEADLINE_S):
+            async with patience(DEADLINE_S):
                 connection = await self._connection()
                 await connection.send_command(*command)
                 answer = cast("Any", await connection.read_response())  # what Redis sent, of any type
@@ -174,7 +180,7 @@ def _maker(url: str) -> Callable[[], AbstractConnection]:
         raise BadConfiguration(
             f"REDIS_URL cannot be used: {error}; example: REDIS_URL=redis://localhost:6379/0"
         ) from error
-    assert one.socket_connect_timeout == DEADLINE_S
+    assert one.socket_connect_timeout is None
     assert one.retry.get_retries() == 0
     assert not one.health_check_interval
     return lambda: kind(**options)

@@ -15,6 +15,7 @@ from zlib import crc32
 
 from app.errors import StoreUnavailable
 from app.stores.board import Board
+from app.stores.patience import patience
 from app.stores.slots import boot_clock, boot_id
 
 _log = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ class Shelf:
         future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         self._jobs.put(_Job(work, future, writes))
         try:
-            async with asyncio.timeout(_DEADLINE_S):
+            async with patience(_DEADLINE_S):
                 return await future
         except TimeoutError:
             self.failures += 1

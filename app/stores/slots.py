@@ -11,6 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from app.errors import StoreUnavailable
+from app.stores.patience import patience
 
 _SLOT = struct.Struct("<16sd8s")
 _SIZE = _SLOT.size
@@ -154,9 +155,9 @@ class Slots:
         return False
 
     async def _wait_for_lock(self, deadline_s: float) -> None:
-        give_up_at = time.monotonic() + deadline_s
-        while time.monotonic() < give_up_at:
-            await asyncio.sleep(0.0003)
-            if self._lock():
-                return
-        raise StoreUnavailable("another process holds the shared table and does not go on")
+        try:
+            async with patience(deadline_s):
+                while not self._lock():  # noqa: ASYNC110 - another process will not set an event
+                    await asyncio.sleep(0.0003)
+        except TimeoutError:
+            raise StoreUnavailable("another process holds the shared table and does not go on") from None

@@ -33,7 +33,6 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a store does is the question here; a busy machine must not make a living Redis seem away."""
     monkeypatch.setattr(redis_link, "DEADLINE_S", 10.0)
     monkeypatch.setattr(redis_link, "_POOL_WAIT_S", 10.0)
-    monkeypatch.setitem(redis_link._OURS, "socket_connect_timeout", 10.0)  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.fixture(params=["local", pytest.param("redis", marks=pytest.mark.service)])
