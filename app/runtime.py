@@ -26,11 +26,12 @@ from app.core.idempotency import Idempotency
 from app.core.login_limits import LoginLimits
 from app.core.metrics import Metrics
 from app.core.open_streams import OpenStreams
+from app.core.picture import fold
 from app.core.rate_limiter import RateLimiter
 from app.core.responses import Responses
 from app.core.run_log import RunLog
 from app.core.security import PasswordHasher, TokenSigner, generate_password, open_data_dir, signing_key
-from app.core.totals import Totals, fold
+from app.core.totals import Totals
 from app.core.vitals import watch_loop
 from app.db import schema
 from app.db.async_session import Database, open_database

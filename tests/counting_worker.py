@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from app.core.metrics import Metrics
-from app.core.totals import Totals, fold
+from app.core.picture import fold
+from app.core.totals import Totals
 from app.stores.scoreboard import Scoreboard
 
 

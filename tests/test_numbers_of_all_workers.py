@@ -110,6 +110,58 @@ def test_a_killed_worker_is_counted_on_and_another_takes_its_place(tmp_path: Pat
         assert len(list((tmp_path / "numbers").glob("*.report"))) == 3
 
 
+@pytest.mark.soak
+def test_a_worker_killed_while_it_counts_loses_at_most_its_last_second(tmp_path: Path) -> None:
+    with counting(tmp_path, 4) as workers:
+        lost_in_all = told_in_all = 0
+        for number in range(10):
+            told, end = list[float](), time.monotonic() + 2 + number / 10
+            while time.monotonic() < end:
+                workers[1].tell("record", number, 10)
+                told.append(time.monotonic())
+                time.sleep(0.005)
+            killed = time.monotonic()
+            workers[1].end(signal.SIGKILL)
+            eventually(lambda: workers[0].read()["workers"], 3)
+            lost = told_in_all + 10 * len(told) - lost_in_all - int(workers[0].read()["count"])
+            assert 0 <= lost <= 10 * sum(at > killed - 1 for at in told)
+            print(f"round {number}: lost {lost} of {10 * len(told)}")
+            told_in_all += 10 * len(told)
+            lost_in_all += lost
+            workers[1] = CountingWorker(tmp_path)
+            assert workers[1].line() == "ready\n"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+def test_two_hundred_restarts_leave_no_growing_files(tmp_path: Path) -> None:
+    def held() -> tuple[int, int]:
+        files = list((tmp_path / "numbers").iterdir())
+        # Reports are written at two places far apart, with a hole between: blocks, not lengths.
+        return len(files), sum(file.stat().st_blocks for file in files) * 512
+
+    with counting(tmp_path, 4) as workers:
+        held_at = dict[int, tuple[int, int]]()
+        for number in range(200):
+            at = number % 4
+            other = workers[(at + 1) % 4]
+            workers[at].tell("record", number, 50)
+            eventually(lambda other=other: other.read()["count"], 50 * (number + 1))
+            workers[at].end(signal.SIGKILL if number % 2 else signal.SIGTERM)
+            workers[at] = CountingWorker(tmp_path)
+            assert workers[at].line() == "ready\n"
+            held_at[number] = held()
+        print(held_at[20], held_at[199])
+        true = [value for seed in range(200) for value in latencies(seed, 50)]
+        for worker in workers:
+            told = worker.read()
+            assert (told["count"], told["workers"]) == (10_000, 4)
+            for q in ("0.5", "0.95", "0.99"):
+                assert told[q] == pytest.approx(percentile(true, float(q)), rel=0.01)
+        assert held_at[199][0] <= held_at[20][0] + 2
+        assert held_at[199][1] <= held_at[20][1] + 1_000_000
+
+
 def prompts(server: ServerProcess) -> int:
     """How many prompts were counted, by the worker that takes a new connection."""
     picture = server.get(METRICS).json()

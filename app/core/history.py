@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from app.core.metrics import Distribution, Snapshot
-from app.core.totals import Noted
+from app.core.picture import Noted
 from app.stores.scoreboard import Moment
 
 

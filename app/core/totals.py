@@ -4,18 +4,17 @@ import asyncio
 import logging
 import os
 import sqlite3
-import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, time
-from typing import Any, Literal
+from typing import Any
 
-from pydantic_core import from_json, to_json
-
-from app.core.metrics import WINDOWS_S, Example, Metrics, Snapshot, Window, merge
-from app.core.parts import Part, PartName, growing, merged
+from app.core.metrics import WINDOWS_S, Metrics, Snapshot, Window, merge
+from app.core.parts import Part, growing
+from app.core.picture import Levels, Noted, Picture, Report
+from app.core.replicas import Others, Replicas
 from app.core.story import Told, read, written
 from app.core.vitals import Vitals, VitalsReader
 from app.errors import StoreUnavailable
@@ -24,153 +23,12 @@ from app.stores.scoreboard import Scoreboard
 
 _log = logging.getLogger(__name__)
 
-Levels = Mapping[str, float]
-"""What is so much right now, by name; all of them add up over workers."""
-
-LEVELS = (
-    "requests_in_flight",
-    "process_resident_bytes",
-    "process_open_files",
-    "database_connections",
-    "database_connections_checked_out",
-    "database_connections_overflow",
-)
-"""The names that every worker reports."""
-
 NOTE_EVERY_S = 5.0
 _POST_EVERY_S = 1.0
-_POST_TTL_S = 6.0
+_KEEP_EVERY_S = 120.0
 _VITALS_EVERY_S = 2.0
-_TOPIC = "numbers"
 _STORIES_SHARED = 20
 _STORY_TTL_S = 900.0
-
-
-@dataclass(slots=True)
-class Report:
-    """What one worker says of itself at one moment."""
-
-    pid: int
-    uptime_s: float
-    counted: Snapshot
-    levels: dict[str, float]
-    parts: dict[str, dict[str, Any]]
-    examples: dict[str, dict[int, Example]] = field(default_factory=dict[str, dict[int, Example]])
-    slowest: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """The stories of its slowest requests of the last hour."""
-
-    def encode(self) -> bytes:
-        """Bytes that `decode` reads."""
-        beside = [self.pid, self.uptime_s, self.levels, self.parts, self.examples, self.slowest]
-        return _packed({"beside": beside, "counted": self.counted.plain()})
-
-    @classmethod
-    def decode(cls, data: bytes) -> "Report":
-        """The report that `encode` wrote. Raises `ValueError` for anything else."""
-        read = _unpacked(data)
-        pid, uptime_s, levels, parts, examples, slowest = read["beside"]
-        return cls(pid, uptime_s, Snapshot.of_plain(read["counted"]), levels, parts, _examples(examples), slowest)
-
-
-@dataclass(slots=True)
-class Picture:
-    """What was counted, and by whom, at one moment; pictures of several machines add up."""
-
-    workers: list[Report]
-    """Of those that are alive, one's own first; what they counted stands in `total`."""
-    total: Snapshot
-    windows: dict[Window, tuple[Snapshot, float]]
-    """What came in each window, and how many seconds it really was."""
-    started_at: float
-    replicas: int = 1
-    reach: Literal["machine", "replicas", "store away"] = "machine"
-    """How far it was asked: with a store that is away, other replicas are not in it."""
-
-    def level(self, name: str) -> float:
-        """A level, summed over all workers."""
-        return sum(worker.levels.get(name, 0.0) for worker in self.workers)
-
-    def part(self, name: PartName) -> dict[str, Any]:
-        """What the rooms of all workers say, as one."""
-        return merged(name, (worker.parts.get(name, {}) for worker in self.workers), self.total)
-
-    def examples(self) -> dict[str, dict[int, Example]]:
-        """By route, the newest example of each bucket."""
-        found: dict[str, dict[int, Example]] = {}
-        for worker in self.workers:
-            for route, places in worker.examples.items():
-                known = found.setdefault(route, {})
-                for place, example in places.items():
-                    if place not in known or known[place][2] < example[2]:
-                        known[place] = example
-        return found
-
-    def slowest(self) -> list[dict[str, Any]]:
-        """The stories of the slowest requests of the last hour, the slowest first."""
-        found = [story for worker in self.workers for story in worker.slowest]
-        return sorted(found, key=lambda story: -story["duration_ms"])[:20]
-
-    def plus(self, other: "Picture") -> "Picture":
-        """Both together."""
-        windows: dict[Window, tuple[Snapshot, float]] = {}
-        for window, (counted, seconds) in self.windows.items():
-            more, more_seconds = other.windows[window]
-            windows[window] = (counted.plus(more), max(seconds, more_seconds))
-        return Picture(
-            [*self.workers, *other.workers],
-            self.total.plus(other.total),
-            windows,
-            min(self.started_at, other.started_at),
-            self.replicas + other.replicas,
-            self.reach,
-        )
-
-    def encode(self) -> bytes:
-        """Bytes that `decode` reads."""
-        return _packed(
-            {
-                "workers": [
-                    [worker.pid, worker.uptime_s, worker.levels, worker.parts, worker.slowest]
-                    for worker in self.workers
-                ],
-                "total": self.total.plain(),
-                "windows": {name: [counted.plain(), seconds] for name, (counted, seconds) in self.windows.items()},
-                "started_at": self.started_at,
-            }
-        )
-
-    @classmethod
-    def decode(cls, data: bytes) -> "Picture":
-        """The picture that `encode` wrote. Raises `ValueError` for anything else."""
-        read = _unpacked(data)
-        return cls(
-            [
-                Report(pid, uptime_s, Snapshot(), levels, parts, slowest=slowest)
-                for pid, uptime_s, levels, parts, slowest in read["workers"]
-            ],
-            Snapshot.of_plain(read["total"]),
-            {name: (Snapshot.of_plain(counted), seconds) for name, (counted, seconds) in read["windows"].items()},
-            read["started_at"],
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Noted:
-    """What is noted down every few seconds: all counted up to then, by machine, and the levels of that moment."""
-
-    counted: dict[str, Snapshot]
-    levels: dict[str, float]
-
-    def encode(self) -> bytes:
-        """Bytes that `decode` reads."""
-        counted = {machine: snapshot.plain() for machine, snapshot in self.counted.items()}
-        return _packed({"counted": counted, "levels": self.levels})
-
-    @classmethod
-    def decode(cls, data: bytes) -> "Noted":
-        """What `encode` wrote. Raises `ValueError` for anything else."""
-        read = _unpacked(data)
-        return cls({name: Snapshot.of_plain(plain) for name, plain in read["counted"].items()}, read["levels"])
 
 
 @dataclass(slots=True)
@@ -180,9 +38,9 @@ class _Heard:
     at: float
     past: Snapshot
     live: list[Report]
-    baselines: dict[Window, tuple[Snapshot, float]]
-    """For each window: what was counted before it began, and when that was."""
-    machines: dict[str, Picture] = field(default_factory=dict[str, Picture])
+    baselines: dict[Window, tuple[dict[str, Snapshot], float]]
+    """For each window: what everybody had counted before it began, by name, and when that was."""
+    others: Others = field(default_factory=Others)
     store_answers: bool = True
 
 
@@ -193,8 +51,9 @@ class Totals:
     """Gives everybody's numbers, whichever worker is asked.
 
     Twice a second this worker shows its report to the others of the machine; one of them notes the sum down for the
-    windows and the charts, and posts it to other replicas where they share a store. A worker that is killed loses
-    what it counted after its last report. What is read of others is at most `fresh_s` old; one's own numbers are live.
+    windows and the charts, and tells it to other replicas where they share a store. A worker that is killed loses
+    what it counted after its last report, a replica what it counted after its last word to the others (1 s). What is
+    read of others is at most `fresh_s` old; one's own numbers are live.
     A store that is away costs the numbers of the other replicas and nothing else.
     """
 
@@ -218,6 +77,9 @@ class Totals:
         self._levels = levels
         self._reader = VitalsReader(data_dir)
         self._shared = store if store is not None and store.kind == "redis" else None
+        self._replicas: Replicas | None = None
+        if self._shared is not None:
+            self._replicas = Replicas(self._shared, machine=scoreboard.machine, run=scoreboard.run, clock=clock)
         self._every_s = every_s
         self._fresh_s = fresh_s
         self._clock = clock
@@ -237,8 +99,14 @@ class Totals:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        own = self._own()
-        await asyncio.to_thread(self._leave, own)
+        try:
+            try:
+                await asyncio.to_thread(self.scoreboard.say, self._own().encode())
+                await self._say_last()
+            finally:
+                await asyncio.to_thread(self.scoreboard.close)
+        except (OSError, sqlite3.Error) as error:
+            _log.error("the last numbers of this worker are lost: %s", error)
 
     async def read(self) -> Picture:
         """Everything counted up to now."""
@@ -246,8 +114,14 @@ class Totals:
         picture = self._machine(heard)
         if self._shared is not None:
             picture.reach = "replicas" if heard.store_answers else "store away"
-        for machine in heard.machines.values():
+        for machine in heard.others.live.values():
             picture = picture.plus(machine)
+        for name, gone in heard.others.gone.items():
+            # Where it is not known what it had counted before a window, nothing of it is in the window.
+            before: dict[Window, Snapshot] = {
+                window: counted.get(name, gone.total) for window, (counted, _) in heard.baselines.items()
+            }
+            picture = picture.plus_gone(gone.total, before, gone.started_at)
         return picture
 
     async def report(self) -> None:
@@ -257,12 +131,14 @@ class Totals:
         if await asyncio.to_thread(self._say, own, fresh):
             heard = await self._fresh()
             await asyncio.to_thread(self._note, self._machine(heard), heard)
-        if self._shared is None:
+        if self._shared is None or self._replicas is None:
             return
         if await asyncio.to_thread(self.scoreboard.take_turn, "post", every_s=_POST_EVERY_S):
-            packed = await asyncio.to_thread(self._machine(await self._fresh()).encode)
             with suppress(StoreUnavailable):
-                await self._shared.post(_TOPIC, self.scoreboard.machine, packed, ttl_s=_POST_TTL_S)
+                await self._replicas.say(self._machine(await self._fresh()))
+        if await asyncio.to_thread(self.scoreboard.take_turn, "keep", every_s=_KEEP_EVERY_S):
+            with suppress(StoreUnavailable):
+                await self._replicas.keep()
         # Other replicas know of what was worth a look: not of every hit.
         for told in [told for told in fresh if told.is_remarkable][-_STORIES_SHARED:]:
             with suppress(StoreUnavailable):
@@ -311,9 +187,26 @@ class Totals:
         now, started_at = self._clock(), self.scoreboard.started_at
         windows: dict[Window, tuple[Snapshot, float]] = {}
         for window in WINDOWS_S:
-            counted, since = heard.baselines.get(window, (_NOTHING, started_at))
-            windows[window] = (total.minus(counted), max(1e-9, now - since))
+            counted, since = heard.baselines.get(window, ({}, started_at))
+            before = counted.get(self.scoreboard.machine, _NOTHING)
+            windows[window] = (total.minus(before), max(1e-9, now - since))
         return Picture([own, *heard.live], total, windows, started_at)
+
+    async def _say_last(self) -> None:
+        """Leave what this machine has counted to the other replicas.
+
+        Others of its workers may leave at the same time: whoever speaks last has looked again after it had spoken.
+        """
+        said: Snapshot | None = None
+        while self._replicas is not None:
+            own = self._machine(await asyncio.to_thread(self._hear))
+            if own.total == said:
+                break
+            said = own.total
+            try:
+                await self._replicas.say_last(own)
+            except StoreUnavailable:
+                break
 
     async def _fresh(self) -> _Heard:
         async with self._hearing:
@@ -323,11 +216,9 @@ class Totals:
                 except (OSError, sqlite3.Error) as error:
                     _log.warning("the numbers of the other workers cannot be read: %s", error)
                     heard = _Heard(monotonic(), Snapshot(), [], {})
-                if self._shared is not None:
+                if self._replicas is not None:
                     try:
-                        said = await self._shared.posts(_TOPIC)
-                        said.pop(self.scoreboard.machine, None)
-                        heard.machines = await asyncio.to_thread(_decoded, said)
+                        heard.others = await self._replicas.hear()
                     except StoreUnavailable:
                         heard.store_answers = False
                 self._heard = heard
@@ -351,19 +242,20 @@ class Totals:
         live = [
             Report.decode(said) for member, said in sorted(reports.live.items()) if member != self.scoreboard.member
         ]
-        now, machine = self._clock(), self.scoreboard.machine
-        baselines: dict[Window, tuple[Snapshot, float]] = {}
+        now = self._clock()
+        baselines: dict[Window, tuple[dict[str, Snapshot], float]] = {}
         for window, seconds in WINDOWS_S.items():
             moment = self.scoreboard.last_before(now - seconds)
             if moment is not None:
-                baselines[window] = (Noted.decode(moment.body).counted.get(machine, _NOTHING), moment.at)
+                baselines[window] = (Noted.decode(moment.body).counted, moment.at)
         return _Heard(monotonic(), past, live, baselines)
 
     def _note(self, own: Picture, heard: _Heard) -> None:
-        counted = {name: machine.total for name, machine in heard.machines.items()}
+        others = heard.others
+        counted = {name: replica.total for name, replica in (*others.live.items(), *others.gone.items())}
         counted[self.scoreboard.machine] = own.total
         levels: dict[str, float] = {}
-        for picture in (own, *heard.machines.values()):
+        for picture in (own, *others.live.values()):
             for worker in picture.workers:
                 for name, value in worker.levels.items():
                     levels[name] = levels.get(name, 0.0) + value
@@ -375,48 +267,6 @@ class Totals:
             levels["system_memory_percent"] = self.vitals.memory.percent
         self.scoreboard.note(Noted(counted, levels).encode())
 
-    def _leave(self, own: Report) -> None:
-        try:
-            try:
-                self.scoreboard.say(own.encode())
-            finally:
-                self.scoreboard.close()
-        except (OSError, sqlite3.Error) as error:
-            _log.error("the last numbers of this worker are lost: %s", error)
-
-
-def fold(reports: Iterable[bytes]) -> bytes:
-    """What the workers counted who wrote these `reports`, as one report; how a `Scoreboard` merges."""
-    return Report(0, 0.0, merge(Report.decode(report).counted for report in reports), {}, {}).encode()
-
-
-def _decoded(said: Mapping[str, bytes]) -> dict[str, Picture]:
-    pictures: dict[str, Picture] = {}
-    for machine, packed in said.items():
-        try:
-            pictures[machine] = Picture.decode(packed)
-        except ValueError:
-            _log.warning("the replica %s speaks another version; its numbers are left out", machine)
-    return pictures
-
 
 def _story_key(request_id: str) -> bytes:
     return b"story:" + request_id.encode()
-
-
-def _examples(plain: dict[str, dict[str, tuple[str, float, float]]]) -> dict[str, dict[int, Example]]:
-    return {
-        route: {int(place): (name, seconds, at) for place, (name, seconds, at) in places.items()}
-        for route, places in plain.items()
-    }
-
-
-def _packed(plain: object) -> bytes:
-    return zlib.compress(to_json(plain), 1)
-
-
-def _unpacked(data: bytes) -> Any:
-    try:
-        return from_json(zlib.decompress(data))
-    except zlib.error as error:
-        raise ValueError("these bytes are no report") from error

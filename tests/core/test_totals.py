@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from math import inf
 from pathlib import Path
 from time import time
 from typing import Any, Literal
@@ -9,7 +10,8 @@ from typing import Any, Literal
 import pytest
 
 from app.core.metrics import WINDOWS_S, Metrics
-from app.core.totals import Totals, fold
+from app.core.picture import fold
+from app.core.totals import Totals
 from app.errors import StoreUnavailable
 from app.stores.scoreboard import Scoreboard
 
@@ -23,23 +25,31 @@ class Clock:
 
 
 class Posts:
-    """The posts of a shared store, and nothing else of it."""
+    """The posts of a shared store, and little else of it."""
 
     kind: Literal["redis"] = "redis"
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time) -> None:
         self.said: dict[str, dict[str, bytes]] = {}
+        self.until: dict[tuple[str, str], float] = {}
+        self.owners: dict[bytes, str] = {}
+        self.clock = clock
         self.away = False
 
     async def post(self, topic: str, member: str, value: bytes, *, ttl_s: float) -> None:
         if self.away:
             raise StoreUnavailable("the store is away")
         self.said.setdefault(topic, {})[member] = value
+        self.until[topic, member] = self.clock() + ttl_s
 
     async def posts(self, topic: str) -> dict[str, bytes]:
         if self.away:
             raise StoreUnavailable("the store is away")
-        return dict(self.said.get(topic, {}))
+        said = self.said.get(topic, {})
+        return {member: value for member, value in said.items() if self.until.get((topic, member), inf) > self.clock()}
+
+    async def claim(self, key: bytes, owner: str, *, ttl_s: float) -> bool:
+        return self.owners.setdefault(key, owner) == owner
 
 
 class Worker:
@@ -198,6 +208,71 @@ async def test_replicas_meet_in_the_store(opened: Open) -> None:
     assert [(len(picture.workers), picture.replicas) for picture in pictures] == [(3, 3)] * 3
     assert pictures[0].windows["1m"][0].count("requests") == 6
     assert pictures[0].reach == "replicas"
+
+
+async def test_a_killed_replica_is_counted_on_and_once(opened: Open) -> None:
+    clock = Clock()
+    store = Posts(clock)
+    one, two = (opened(f"machine-{number}", store=store, clock=clock) for number in range(2))
+    for _ in range(30):  # minutes in which both answer a request in five seconds
+        for _ in range(12):
+            clock.now += 5
+            for machine in (one, two):
+                machine.serve(0.1)
+                await machine.totals.report()
+    for _ in range(26):  # `two` is not heard of any more
+        clock.now += 5
+        one.serve(0.1)
+        await one.totals.report()
+    picture = await one.totals.read()
+    assert (picture.replicas, len(picture.workers)) == (1, 1)
+    assert picture.total.count("requests") == 360 + 26 + 360
+    assert picture.windows["1m"][0].count("requests") == pytest.approx(12, abs=2)
+    assert picture.windows["5m"][0].count("requests") == pytest.approx(60 + 60 - 26, abs=4)
+    await two.totals.report()  # it was only cut off
+    picture = await one.totals.read()
+    assert (picture.replicas, picture.total.count("requests")) == (2, 360 + 26 + 360)
+
+
+async def test_a_replica_that_ends_leaves_all_it_has_counted(opened: Open) -> None:
+    clock = Clock()
+    store = Posts(clock)
+    stays, *leaving = opened("a", store=store, clock=clock), *(opened("b", store=store, clock=clock) for _ in range(4))
+    for machine in (stays, *leaving):
+        await machine.totals.report()
+    for worker in leaving:
+        worker.serve(0.1, 0.2)
+    await asyncio.gather(*(worker.leave() for worker in leaving))
+    clock.now += 10
+    picture = await stays.totals.read()
+    assert (picture.replicas, picture.total.count("requests")) == (1, 8)
+    again = opened("b", store=store, clock=clock)  # a new run of the same folder
+    again.serve(0.1)
+    for machine in (stays, again):
+        await machine.totals.report()
+    for machine in (stays, again):
+        picture = await machine.totals.read()
+        assert (picture.replicas, picture.total.count("requests")) == (2, 9)
+
+
+async def test_many_that_have_gone_become_one(opened: Open) -> None:
+    clock = Clock()
+    store = Posts(clock)
+    stays = opened("stays", store=store, clock=clock)
+    for number in range(200):
+        comes = opened(f"{number}", store=store, clock=clock)
+        comes.serve(0.1)
+        await comes.totals.report()
+        await comes.leave()
+        clock.now += 130
+        await stays.totals.report()
+    picture = await stays.totals.read()
+    assert (picture.replicas, picture.total.count("requests")) == (1, 200)
+    said = await store.posts("counted")
+    assert len(said) < 25
+    assert len(said["past"]) < 4000
+    clock.now += 1000  # nobody says it on, so the next one begins anew
+    assert (await stays.totals.read()).total.count("requests") == 0
 
 
 async def test_without_the_store_it_is_ones_own_machine_and_it_says_so(opened: Open) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from app import __version__
 from app.api.dependencies import RuntimeDep
 from app.api.v1.performance import Percentiles, percentiles
-from app.core.totals import Picture
+from app.core.picture import Picture
 from app.errors import DatabaseUnavailable, StoreUnavailable
 from app.runtime import Runtime
 

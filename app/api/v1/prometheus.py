@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import RuntimeDep
 from app.core.exposition import CONTENT_TYPES, kind_for, render
-from app.core.totals import LEVELS, Picture
+from app.core.picture import LEVELS, Picture
 from app.core.vitals import Vitals
 from app.errors import NotAuthenticated
 
