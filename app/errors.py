@@ -32,6 +32,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+TYPE_BASE = "urn:mnemosine:problem:"
+"""What a problem's `type` begins with; each has its line in `docs/reference/errors.md`."""
+
 
 @dataclass(frozen=True, slots=True)
 class FieldFault:

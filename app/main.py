@@ -9,13 +9,13 @@ from types import FrameType
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app import __version__
 from app.api import dashboard, health
+from app.api.document import complete_document
 from app.api.front_door import FrontDoor
+from app.api.hosts import AnsweredHosts, AnsweredOrigins
 from app.api.known_questions import KnownQuestions
 from app.api.openai import chat as openai_chat
 from app.api.openai import models as openai_models
@@ -72,7 +72,7 @@ def create_app(settings: Settings) -> FrontDoor:
         # The front door opens the span of a request, so that it covers everything and costs nothing where it is off.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    for router in (
+    routers = (
         agent.router,  # first: routes are tried in order, and most requests are prompts
         health.router,
         dashboard.router,
@@ -91,21 +91,24 @@ def create_app(settings: Settings) -> FrontDoor:
         openai_models.router,
         openai_chat.router,
         openai_responses.router,
-    ):
+    )
+    for router in routers:
         api.include_router(router)
-    add_problem_handlers(api)
+    routes = [*api.routes, *(route for router in routers for route in router.routes)]
+    complete_document(api, routes)
+    add_problem_handlers(api, routes)
     if settings.enable_response_compression:
         api.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5)
     if settings.allowed_origins:
         api.add_middleware(
-            CORSMiddleware,
+            AnsweredOrigins,
             allow_origins=list(settings.allowed_origins),
             allow_methods=["*"],
             allow_headers=["Authorization", "Cache-Control", "Content-Type", "Idempotency-Key", "X-Request-ID"],
             expose_headers=_EXPOSED,
         )
     if settings.answered_hosts:
-        api.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.answered_hosts))
+        api.add_middleware(AnsweredHosts, hosts=settings.answered_hosts)
     door = FrontDoor(
         api,
         max_body_bytes=settings.max_request_bytes,

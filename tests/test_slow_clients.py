@@ -53,6 +53,7 @@ def is_problem(answer: bytes, status: int) -> bool:
         and b"content-type: application/problem+json" in head.lower()
         and b"connection: close" in head.lower()
         and json.loads(body)["status"] == status
+        and json.loads(body).keys() >= {"type", "title", "detail", "request_id"}
     )
 
 
@@ -129,6 +130,8 @@ def test_a_body_of_300_mb_is_refused_without_being_read(server: ServerProcess) -
         pytest.param(b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 101 + b"\r\n", 431, id="many headers"),
         pytest.param(b"GET / HTTP/1.1\r\n" + b"X: " + b"a" * 200_000, 431, id="no end"),
         pytest.param(b"NONSENSE\r\n\r\n", 400, id="no http"),
+        pytest.param(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 400, id="no such encoding"),
+        pytest.param(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, id="no chunk"),
     ],
 )
 async def test_a_head_beyond_the_bounds_is_refused(server: ServerProcess, request_head: bytes, status: int) -> None:

@@ -99,3 +99,9 @@ async def _agent_room(runtime: RuntimeDep) -> AgentRoom:
 
 
 AgentRoomDep = Annotated[AgentRoom, Depends(_agent_room)]
+
+
+ASKS_WHO = _recognised
+ASKS_A_MODEL = _limited_caller
+ASKS_FOR_MORE = frozenset({_admin, _signed_in})
+"""What the OpenAPI document reads off a route: who has these among its dependencies can be refused accordingly."""

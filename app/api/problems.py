@@ -9,26 +9,29 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 
 from app.api.visit import visit_of
-from app.errors import FieldFault, InvalidFields, MnemosineError, NotAuthenticated, NotFound, UnsupportedMedia
+from app.errors import (
+    TYPE_BASE,
+    FieldFault,
+    InvalidFields,
+    InvalidRequest,
+    MnemosineError,
+    NotAuthenticated,
+    NotFound,
+    UnsupportedMedia,
+)
 
 _log = logging.getLogger(__name__)
 
-TYPE_BASE = "urn:mnemosine:problem:"
-"""What a problem's `type` begins with; each has its section in `docs/reference/errors.md`."""
-
 _OPENAI_TYPES = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     409: "conflict_error",
-    413: "invalid_request_error",
-    415: "invalid_request_error",
-    422: "invalid_request_error",
     429: "rate_limit_error",
 }
 
@@ -43,8 +46,11 @@ class _HttpError(MnemosineError):
         self.code = code  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def add_problem_handlers(app: FastAPI) -> None:
-    """Make every failure of `app` leave in the one shape."""
+def add_problem_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Make every failure of `app` leave in the one shape.
+
+    `routes` are all there are, so that a 405 can say which methods its path takes.
+    """
 
     async def on_our_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, MnemosineError)
@@ -56,7 +62,15 @@ def add_problem_handlers(app: FastAPI) -> None:
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return problem(request.scope, _from_http(error), headers=error.headers)
+        headers = error.headers
+        if error.status_code == 405:
+            # The framework names the methods of the first route of this path; there may be one for each method.
+            headers = {"Allow": ", ".join(_methods_of(request.scope["path"], routes))}
+        return problem(request.scope, _from_http(error), headers=headers)
+
+    async def on_leaving(request: Request, error: Exception) -> Response:
+        # Nobody reads this any more; it is no failure of ours, to be logged and counted as one.
+        return problem(request.scope, InvalidRequest("the client left before the body had arrived"))
 
     async def on_anything(request: Request, error: Exception) -> Response:
         _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
@@ -65,7 +79,13 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(MnemosineError, on_our_error)
     app.add_exception_handler(RequestValidationError, on_invalid_fields)
     app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(ClientDisconnect, on_leaving)
     app.add_exception_handler(Exception, on_anything)
+
+
+def _methods_of(path: str, routes: Sequence[BaseRoute]) -> list[str]:
+    found = [route for route in routes if isinstance(route, Route) and route.path_regex.match(path)]
+    return sorted({method for route in found for method in route.methods or ()})
 
 
 def internal_error() -> MnemosineError:
@@ -115,7 +135,7 @@ def openai_error(error: MnemosineError) -> dict[str, object]:
     return {
         "error": {
             "message": message,
-            "type": _OPENAI_TYPES.get(error.status, "server_error"),
+            "type": _OPENAI_TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error"),
             "param": error.errors[0].field if error.errors else None,
             "code": error.code.replace("-", "_"),
         }

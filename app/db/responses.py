@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, delete, insert, select
+from sqlalchemy import CursorResult, delete, exc, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import responses
+from app.errors import NotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,16 @@ _COLUMNS = tuple(responses.c[name] for name in ResponseRow.__dataclass_fields__)
 
 
 async def add_response(session: AsyncSession, row: ResponseRow, *, keep_after: datetime) -> None:
-    """Store an answer, and forget those of the same user that are older than `keep_after`."""
+    """Store an answer, and forget those of the same user that are older than `keep_after`.
+
+    Raises `NotFound` where the user was deleted while the model thought.
+    """
     expired = delete(responses).where(responses.c.user_id == row.user_id, responses.c.created_at < keep_after)
     await session.execute(expired)
-    await session.execute(insert(responses), asdict(row))
+    try:
+        await session.execute(insert(responses), asdict(row))
+    except exc.IntegrityError as gone:
+        raise NotFound("there is no such user") from gone
 
 
 async def get_response(

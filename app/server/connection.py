@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 
@@ -10,6 +11,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from app.errors import TYPE_BASE
 from app.server.listener import is_readable
 
 HEAD_TIMEOUT_S = 10.0
@@ -23,6 +25,19 @@ LINGER_S = 1.0
 MAX_HEAD_BYTES = 16 * 1024
 MAX_URL_BYTES = 8 * 1024
 MAX_HEADERS = 100
+
+_CODES = {
+    HTTPStatus.BAD_REQUEST: "invalid-request",
+    HTTPStatus.REQUEST_TIMEOUT: "request-timeout",
+    HTTPStatus.REQUEST_URI_TOO_LONG: "url-too-long",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "headers-too-large",
+}
+_DETAILS = {
+    HTTPStatus.BAD_REQUEST: "this is no request of HTTP/1.1",
+    HTTPStatus.REQUEST_TIMEOUT: f"the head of a request may take {HEAD_TIMEOUT_S:g} s to arrive",
+    HTTPStatus.REQUEST_URI_TOO_LONG: f"a URL may have {MAX_URL_BYTES:,} bytes",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: f"{MAX_HEADERS} headers are taken, {MAX_HEAD_BYTES:,} bytes in all",
+}
 
 
 class State(ServerState):
@@ -209,14 +224,26 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, status: HTTPStatus) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
-            # An answer is under way on this connection; nothing may be written into it.
-            self.transport.close()
-            return
-        body = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": status.description}
+            if self.pipeline or self.cycle.response_started or not self.cycle.more_body:
+                # An answer is under way on this connection; nothing may be written into it.
+                self.transport.close()
+                return
+            # What cannot be read is this request's own body: whoever waits for it is told that the client has gone.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        request_id = os.urandom(16).hex()
+        body = {
+            "type": TYPE_BASE + _CODES[status],
+            "title": status.phrase,
+            "status": status.value,
+            "detail": _DETAILS[status],
+            "request_id": request_id,
+        }
         content = json.dumps(body).encode()
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/problem+json\r\n"
-            f"content-length: {len(content)}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
+            f"content-length: {len(content)}\r\nx-request-id: {request_id}\r\n"
+            "x-content-type-options: nosniff\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
         )
         # A close with bytes unread would reset the connection, and the client might never see the answer.
         self._is_refused = True

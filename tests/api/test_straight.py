@@ -54,7 +54,7 @@ def application(route_class: type[APIRoute]) -> FastAPI:
         return Receipt(article=body.article, pieces=body.pieces, shop=name)
 
     api.include_router(router)
-    add_problem_handlers(api)
+    add_problem_handlers(api, router.routes)
     return api
 
 

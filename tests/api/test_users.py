@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from app.core.run import Caller
+from app.errors import NotFound
 from tests.application import USER_PASSWORD, Application, open_application
 
 USERS = "/api/v1/users"
@@ -136,3 +138,9 @@ async def test_wrong_and_smuggled_fields_are_named(application: Application) -> 
         assert reply.status_code == 422, fields
         assert reply.json()["errors"][0]["field"] == next(iter(fields))
         assert USER_PASSWORD not in reply.text
+
+
+async def test_what_was_asked_by_somebody_who_is_deleted_meanwhile_is_kept_for_nobody(application: Application) -> None:
+    gone = Caller(id="0" * 32, username="gone", role="user")
+    with pytest.raises(NotFound):
+        await application.runtime.responses.keep(gone, "resp_1", b"{}", b"{}")

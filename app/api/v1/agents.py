@@ -67,7 +67,7 @@ class ReloadReply(BaseModel):
     changed: list[str]
 
 
-@router.post("/agents/reload")
+@router.post("/agents/reload", responses={409: {}})
 async def reload(caller: Admin, runtime: RuntimeDep, room: AgentRoomDep) -> ReloadReply:
     """Read the agents again; a broken one is a 409 that says why, and changes nothing."""
     try:

@@ -57,7 +57,7 @@ class NewKeyReply(KeyReply):
     key: str
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses={404: {}, 409: {}})
 async def create_key(body: NewKey, caller: SignedIn, runtime: RuntimeDep) -> NewKeyReply:
     """Make a key for programs; it does what its owner may do, within what is chosen here."""
     wishes = KeyWishes(

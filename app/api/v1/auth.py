@@ -36,7 +36,7 @@ class NewPassword(Body):
     new_password: Password
 
 
-@router.post("/token")
+@router.post("/token", responses={401: {}, 429: {}})
 async def sign_in(form: Annotated[OAuth2PasswordRequestForm, Depends()], peer: Peer, runtime: RuntimeDep) -> Token:
     """Exchange a username and a password for a token (OAuth2 password grant)."""
     access = await runtime.callers.sign_in(form.username, form.password, peer=peer)
@@ -49,13 +49,13 @@ async def me(caller: CurrentCaller) -> Me:
     return Me(id=caller.id, username=caller.username, role=caller.role)
 
 
-@router.post("/logout", status_code=204)
+@router.post("/logout", status_code=204, responses={404: {}})
 async def sign_out_everywhere(caller: SignedIn, runtime: RuntimeDep) -> None:
     """End every token of the caller, on every device; API keys stay."""
     await runtime.accounts.sign_out_everywhere(caller)
 
 
-@router.post("/password", status_code=204)
+@router.post("/password", status_code=204, responses={404: {}})
 async def change_password(body: NewPassword, caller: SignedIn, peer: Peer, runtime: RuntimeDep) -> None:
     """Replace the caller's password; every token and every API key ends with it."""
     await runtime.accounts.change_password(caller, old=body.old_password, new=body.new_password, peer=peer)

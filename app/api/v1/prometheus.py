@@ -13,7 +13,7 @@ from app.errors import NotAuthenticated
 router = APIRouter(tags=["performance"])
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, 401: {}})
 async def prometheus_metrics(runtime: RuntimeDep, request: Request) -> Response:
     """Give the numbers of `/performance/metrics` as Prometheus text, of all workers; OpenMetrics where asked for.
 

@@ -50,7 +50,7 @@ class UserListReply(BaseModel):
     next_cursor: str | None
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses={409: {}})
 async def create_user(body: NewUser, _: Admin, runtime: RuntimeDep) -> UserReply:
     """Add a user; 409 where the name is taken in any spelling."""
     row = await runtime.accounts.create_user(username=body.username, password=body.password, role=body.role)
@@ -75,7 +75,7 @@ async def show_user(user_id: str, _: Admin, runtime: RuntimeDep) -> UserReply:
     return _shown(await runtime.accounts.user(user_id))
 
 
-@router.patch("/{user_id}")
+@router.patch("/{user_id}", responses={409: {}})
 async def change_user(user_id: str, body: UserChange, _: Admin, runtime: RuntimeDep) -> UserReply:
     """Change a user. A new password, another role and disabling end all tokens and API keys of the user."""
     row = await runtime.accounts.change_user(
@@ -84,7 +84,7 @@ async def change_user(user_id: str, body: UserChange, _: Admin, runtime: Runtime
     return _shown(row)
 
 
-@router.delete("/{user_id}", status_code=204)
+@router.delete("/{user_id}", status_code=204, responses={409: {}})
 async def delete_user(user_id: str, _: Admin, runtime: RuntimeDep) -> None:
     """Remove a user with all keys; the record of what their runs cost stays."""
     await runtime.accounts.delete_user(user_id)
