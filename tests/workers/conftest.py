@@ -97,7 +97,7 @@ class House:
                         line = await Line.open(url)
                         opened.append(line)
                         assert (await line.ask("GET", "/livez")).status == 200
-                        line.worker = self._pid_behind(line)
+                        line.worker = self.worker_behind(line)
                         found.setdefault(line.worker, line)
             yield list(found.values())
         finally:
@@ -107,7 +107,8 @@ class House:
         """`number` requests at once, on all processes."""
         return await burst(self.urls, number, method, path, body, **headers)
 
-    def _pid_behind(self, line: Line) -> int:
+    def worker_behind(self, line: Line) -> int:
+        """The pid of the process that has this connection."""
         for pid in self.pids():
             for connection in psutil.Process(pid).net_connections("tcp"):
                 if connection.raddr and connection.raddr.port == line.port:

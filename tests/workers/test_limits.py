@@ -43,9 +43,9 @@ async def test_of_400_at_once_a_limit_of_100_lets_100_through(house: House, roun
 
 
 async def test_retry_after_is_right(house: House) -> None:
-    key = house.key(house.user(), requests_per_minute=30)["key"]  # one every two seconds
+    key = house.key(house.user(), requests_per_minute=40)["key"]  # one every 1.5 s
     headers = {"Authorization": f"Bearer {key}"}
-    await house.burst(30, "POST", PROMPT, same, **headers)
+    await house.burst(40, "POST", PROMPT, same, **headers)
     async with house.lines() as lines:
         # When the next prompt is let through, as every refusal tells it: neither before `earliest` nor after `latest`.
         earliest, latest, accepted = 0.0, float("inf"), 0
