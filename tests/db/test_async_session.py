@@ -70,6 +70,34 @@ async def test_eight_writers_lose_none_of_four_hundred_changes(counter: Database
     assert await count(counter) == 400
 
 
+async def test_writers_that_begin_as_readers_are_told_locked(tmp_path: Path) -> None:
+    """The control of the tests beside this one: the same work in deferred transactions, as drivers begin them."""
+    async with open_database(f"sqlite:///{tmp_path / 'counter.db'}") as database, database.write() as session:
+        await session.execute(text("CREATE TABLE counter (n INTEGER NOT NULL)"))
+        await session.execute(text("INSERT INTO counter VALUES (0)"))
+    start, told = threading.Barrier(8), list[str]()
+
+    def write() -> None:
+        connection = sqlite3.connect(tmp_path / "counter.db", isolation_level=None, timeout=5)
+        start.wait()
+        for _ in range(50):
+            try:
+                connection.execute("BEGIN")
+                (n,) = connection.execute("SELECT n FROM counter").fetchone()
+                connection.execute("UPDATE counter SET n = ?", (n + 1,))
+                connection.execute("COMMIT")
+            except sqlite3.OperationalError as error:
+                told.append(str(error))
+                connection.execute("ROLLBACK")
+        connection.close()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(anyio.to_thread.run_sync, write)
+    print(f"{len(told)} of 400 were told")
+    assert "database is locked" in told
+
+
 async def test_four_processes_of_writers_are_never_told_locked(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     async with open_database(url) as database:
