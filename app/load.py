@@ -2,8 +2,8 @@
 
 Apart from everything else so that it runs in a process of its own (`python -m app.load < load.json`) and imports next
 to nothing: a request costs it 10-20 µs, a fraction of what any server pays for the answer. `mnemosine bench` and
-`benchmarks/run.py` use it. Closed loop: a connection sends its next request when it has its answer, so a server that
-stalls is asked less often; `latency_ms` is what the callers that did ask had to wait.
+`benchmarks/` use it. Closed loop: a connection sends its next request when it has its answer, so a server that stalls
+is asked less often; `latency_ms` is what the callers that did ask had to wait.
 """
 
 import asyncio
@@ -31,7 +31,6 @@ Check = Literal["echo", "answer"]
 
 _NONCE_LENGTH = 16
 _TEXT = re.compile(rb'"(?:text|content)": ?"((?:[^"\\]|\\.)+)"')
-_STREAM_ENDS = (b"event: done", b"[DONE]")
 _EXAMPLES_KEPT = 5
 
 
@@ -50,12 +49,16 @@ class Load:
     connections: int = 1
     requests: int | None = None
     seconds: float | None = None
+    at_most: int | None = None
+    """A bound on the requests of a load of `seconds`, which ends early when it is reached."""
     warmup_s: float = 0.0
     drain_s: float = 30.0
     timeout_s: float = 120.0
     """No load runs longer than this after its last request was due."""
     equal: bool = False
     streamed: bool = False
+    stream_ends: Sequence[str] = ("event: done", "[DONE]")
+    """A stream is complete where it holds one of these."""
     check: Check = "echo"
 
     def __post_init__(self) -> None:
@@ -133,8 +136,10 @@ class _Run:
     def __init__(self, load: Load) -> None:
         self.load = load
         self.started = 0.0
+        self.stream_ends = [end.encode() for end in load.stream_ends]
         self._loop = asyncio.get_running_loop()
         self._requests = _requests(load)
+        self._most = load.at_most if load.requests is None else load.requests
         self._run_id = secrets.token_hex(3)
         self._sent = 0
         self._over = asyncio.Event()
@@ -155,7 +160,7 @@ class _Run:
     async def finish(self) -> Report:
         load = self.load
         cpu = process_time()
-        connections = load.connections if load.requests is None else min(load.connections, load.requests)
+        connections = load.connections if self._most is None else min(load.connections, self._most)
         results = await asyncio.gather(*(self._connect() for _ in range(connections)), return_exceptions=True)
         if failures := [result for result in results if isinstance(result, BaseException)]:
             await self._close()
@@ -177,7 +182,10 @@ class _Run:
             self._errors["unfinished"] += self._busy
         await self._close()
         begin, end = self._window
-        seconds = end - begin if load.seconds is not None else max(self._last_answer - self.started, 1e-9)
+        if load.requests is not None or self._sent == load.at_most:
+            begin = self.started if load.requests is not None else begin
+            end = min(end, self._last_answer)
+        seconds = max(end - begin, 1e-9)
         return Report(
             answered=self._answered,
             completed=self._completed,
@@ -245,7 +253,7 @@ class _Run:
             self.idle()
 
     def _has_more(self) -> bool:
-        return not self._stopping and (self.load.requests is None or self._sent < self.load.requests)
+        return not self._stopping and (self._most is None or self._sent < self._most)
 
     async def _reconnect(self) -> None:
         while self._has_more():
@@ -299,6 +307,7 @@ class _Connection(asyncio.Protocol):
         "_parser",
         "_run",
         "_started",
+        "_stream_ends",
         "_streamed",
         "_transport",
     )
@@ -306,6 +315,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, run: _Run) -> None:
         self._run = run
         self._streamed = run.load.streamed
+        self._stream_ends = run.stream_ends
         self._check = run.load.check
         self._transport: asyncio.Transport
         self._asking = False
@@ -380,7 +390,7 @@ class _Connection(asyncio.Protocol):
     def _is_good(self, body: bytes) -> bool:
         if not self._streamed:
             return self._nonce in body if self._check == "echo" else body.startswith(b"{")
-        if not any(end in body for end in _STREAM_ENDS):
+        if not any(end in body for end in self._stream_ends):
             return False
         return self._check == "answer" or self._nonce in b"".join(_TEXT.findall(body))
 

@@ -219,3 +219,20 @@ def test_quantiles_are_in_milliseconds_and_do_not_need_order():
 
 def test_quantiles_of_nothing_are_zero():
     assert quantiles([]).count == quantiles([]).p99 == 0
+
+
+async def test_a_load_of_seconds_is_bounded_in_its_requests_too():
+    async with FakeProvider() as fake:
+        report = await run_load(load_on(fake, connections=4, seconds=60.0, at_most=25))
+        assert fake.calls == 25
+    assert (report.answered, report.errors) == (25, {})
+    assert report.seconds < 60
+    assert report.per_second == pytest.approx(25 / report.seconds)
+
+
+async def test_a_stream_is_complete_where_it_ends_as_it_should():
+    async with FakeProvider() as fake:
+        report = await run_load(load_on(fake, requests=3, streamed=True, stream_ends=["event: over"]))
+        assert report.errors == {"wrong answer": 3}
+        report = await run_load(load_on(fake, requests=3, streamed=True, stream_ends=["[DONE]"]))
+        assert report.errors == {}
