@@ -1,7 +1,7 @@
 # Every target works on a fresh machine with Python 3.11 or later and make; uv is used where it is installed.
 
 PYTHON ?= python3
-# What `make serve` passes on, for example: make serve ARGS="--port 9000"
+# What `make serve` and `make bench` pass on, for example: make serve ARGS="--port 9000"
 ARGS ?=
 # What `make load` loads.
 HOST ?= http://127.0.0.1:8000
@@ -17,10 +17,10 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench load soak browser nginx constraints clean python
+.PHONY: help serve test check bench bench-peers load soak browser nginx constraints clean python
 
 help: ## Print the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: .venv/serve.stamp ## Set up if needed, then serve on http://127.0.0.1:8000
 	@exec $(BIN)/mnemosine serve $(ARGS)
@@ -33,8 +33,11 @@ check: .venv/dev.stamp ## Lint, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-bench: .venv/dev.stamp ## Measure ourselves; see benchmarks/README.md
-	$(BIN)/python -m benchmarks
+bench: .venv/dev.stamp ## Measure before, the limits and ourselves in under five minutes; ARGS=--full for half an hour
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-peers: .venv/dev.stamp ## Measure LiteLLM, Agno and LangGraph beside ourselves
+	$(BIN)/python -m benchmarks --peers $(ARGS)
 
 load: benchmarks/.venvs/locust.stamp ## Load a running server with locust: make load ADMIN_PASSWORD=... [HOST=http://...]
 	benchmarks/.venvs/locust/bin/locust -f tests/load_test.py --host=$(HOST) --headless --users 10 --spawn-rate 10 --run-time 20s

@@ -8,11 +8,13 @@ import argparse
 import os
 import signal
 import sys
-import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
 
-from benchmarks.run import BARE, MNEMOSINE, Row, fake_provider, measure_row, serve, shown, spread
+from benchmarks.report import shown
+from benchmarks.rows import Row, measure_row, spread
+from benchmarks.running import fake_provider, homes, serve
+from benchmarks.subjects import BARE, MNEMOSINE
 
 
 def main() -> None:
@@ -23,21 +25,18 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    limited = {**MNEMOSINE.env, "RATE_LIMIT_PER_MINUTE": "1000000"}
-    subjects = (replace(BARE, environment=None), replace(MNEMOSINE, environment=None, env=limited))
+    subjects = (replace(BARE, environment=None), replace(MNEMOSINE, environment=None))
+    row = Row("cached", "cached", options.connections)
     with ExitStack() as stack:
-        provider, _ = stack.enter_context(fake_provider())
-        homes = {subject.name: stack.enter_context(tempfile.TemporaryDirectory()) for subject in subjects}
-        up = [stack.enter_context(serve(subject, provider, homes[subject.name])) for subject in subjects]
-        row = Row("cached", "cached", options.connections)
-        rounds = [measure_row(row, up, rounds=1, seconds=options.seconds)["subjects"] for _ in range(options.rounds)]
+        provider = stack.enter_context(fake_provider())
+        folders = stack.enter_context(homes(subjects))
+        up = [stack.enter_context(serve(one, provider, folders[one.name], for_load=True)) for one in subjects]
+        found = measure_row(row, up, provider, rounds=options.rounds, seconds=options.seconds, rates={})["subjects"]
     for name in (BARE.name, MNEMOSINE.name):
-        rate = spread([one[name]["per_second"]["median"] for one in rounds])
-        cpu = spread([1000 * one[name]["cpu_ms"]["median"] for one in rounds])
-        errors = max(one[name]["errors"]["high"] for one in rounds)
-        print(f"{name:<12} {shown(rate)} hits/s, {shown(cpu)} µs CPU, at most {errors:.0f} errors")
+        rate, cpu = spread(found[name]["per_second"]), spread([1000 * one for one in found[name]["cpu_ms"]])
+        print(f"{name:<12} {shown(rate)} hits/s, {shown(cpu)} µs CPU, {sum(found[name]['errors']):.0f} errors")
     for key, over, under in (("per_second", MNEMOSINE.name, BARE.name), ("cpu_ms", BARE.name, MNEMOSINE.name)):
-        ratios = spread([one[over][key]["median"] / one[under][key]["median"] for one in rounds])
+        ratios = spread([one / other for one, other in zip(found[over][key], found[under][key], strict=True)])
         print(f"ratio by {key:<10} {shown(ratios)}")
 
 

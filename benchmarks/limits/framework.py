@@ -1,4 +1,4 @@
-"""FastAPI passing straight through to the provider, and plain FastAPI with one shared Pydantic AI agent."""
+"""FastAPI passing straight through to the provider, and plain FastAPI with shared Pydantic AI agents."""
 
 import json
 import os
@@ -12,11 +12,21 @@ from pydantic import BaseModel
 from pydantic_ai import Agent
 
 app = FastAPI()
-agent = Agent(os.environ["DEFAULT_MODEL"], instructions="You are a helpful assistant.")
+agents = {
+    name: Agent(os.environ["DEFAULT_MODEL"], instructions="You are a helpful assistant.")
+    for name in ("default", "weatherman")
+}
+
+
+@agents["weatherman"].tool_plain
+def weather(city: str) -> str:
+    """The weather in a city."""
+    return f"rain in {city}"
 
 
 class Prompt(BaseModel):
     message: str
+    agent: str = "default"
     stream: bool = False
 
 
@@ -39,12 +49,12 @@ async def passed_on(prompt: Prompt) -> Reply:
 @app.post("/agent", response_model=Reply)
 async def run(prompt: Prompt) -> Any:
     if prompt.stream:
-        return StreamingResponse(deltas(prompt.message), media_type="text/event-stream")
-    return Reply(response=(await agent.run(prompt.message)).output)
+        return StreamingResponse(deltas(prompt), media_type="text/event-stream")
+    return Reply(response=(await agents[prompt.agent].run(prompt.message)).output)
 
 
-async def deltas(message: str) -> AsyncIterator[str]:
-    async with agent.run_stream(message) as result:
+async def deltas(prompt: Prompt) -> AsyncIterator[str]:
+    async with agents[prompt.agent].run_stream(prompt.message) as result:
         async for text in result.stream_text(delta=True, debounce_by=None):
             yield f"event: delta\ndata: {json.dumps({'text': text})}\n\n"
     yield "event: done\ndata: {}\n\n"
