@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
-from starlette.types import ASGIApp
 
 from app.api.front_door import FrontDoor
 from app.config import load_settings
@@ -19,11 +18,11 @@ PASSWORD = "a password for benchmarks"
 
 
 class Visitor:
-    """Asks one application as its administrator; `around` is a layer between the two, where one is wanted."""
+    """Asks one application as its administrator."""
 
-    def __init__(self, door: FrontDoor, token: str, around: Callable[[ASGIApp], ASGIApp] | None = None) -> None:
+    def __init__(self, door: FrontDoor, token: str) -> None:
         self.door = door
-        self._asked = around(door) if around else door
+        self.token = token
         self._headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
         self._headers.append((b"authorization", f"Bearer {token}".encode()))
 
@@ -63,7 +62,7 @@ class Visitor:
             else:
                 said += message.get("body", b"")
 
-        await self._asked(scope, receive, send)
+        await self.door(scope, receive, send)
         return status, headers, said
 
     async def prompt(self, message: str, conversation: str | None = None) -> dict[bytes, bytes]:
@@ -75,7 +74,7 @@ class Visitor:
 
 
 @asynccontextmanager
-async def opened(folder: Path, *, around: Callable[[ASGIApp], ASGIApp] | None = None) -> AsyncGenerator[Visitor]:
+async def opened(folder: Path) -> AsyncGenerator[Visitor]:
     """An application on the model that the environment names, with an empty data directory."""
     settings = load_settings(
         env_file=None,
@@ -92,4 +91,4 @@ async def opened(folder: Path, *, around: Callable[[ASGIApp], ASGIApp] | None = 
         runtime: Runtime = door.api.state.runtime
         await runtime.agent_room
         token = (await runtime.callers.sign_in("admin", PASSWORD, peer="127.0.0.1")).token
-        yield Visitor(door, token, around)
+        yield Visitor(door, token)
