@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from app.api.limits import admit
 from app.api.visit import Visit
+from app.core.callers import digest_of
 from app.core.kept_answer import reply_of
 from app.core.run import Answer, Caller
 
@@ -42,13 +43,15 @@ class ShortAnswer:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Known:
     digest: bytes
     agent: str
     answer: Answer
     caller: Caller
     agents_version: int
+    credential: bytes | None = None
+    """The digest of the credential, once it was needed; the same bytes have the same one."""
 
 
 class KnownQuestions:
@@ -114,7 +117,7 @@ class KnownQuestions:
         if found is None or credential is None:
             return None
         known, held = found
-        caller = runtime.callers.remembered(credential) or await runtime.callers.recognise(credential)
+        caller = await runtime.callers.recognise(credential)
         if not self._is_of(caller, known, request):
             return None
         await admit(runtime.limiter, visit, caller, "prompts")
@@ -125,11 +128,15 @@ class KnownQuestions:
     ) -> ShortAnswer | None:
         """The same without waiting; also `None`, and nothing counted, where `answer` would wait or refuse."""
         found = self._find(runtime, request)
-        credential = _credential(headers)
-        if found is None or credential is None:
+        if found is None:
             return None
         known, held = found
-        caller = runtime.callers.remembered(credential)
+        if known.credential is None:
+            credential = _credential(headers)
+            if credential is None:
+                return None
+            known.credential = digest_of(credential)
+        caller = runtime.callers.remembered(known.credential)
         if caller is None or not self._is_of(caller, known, request):
             return None
         allowance = runtime.limiter.admit_at_once(caller)
@@ -150,7 +157,7 @@ class KnownQuestions:
         return None if held is None else (known, held)
 
     def _is_of(self, caller: Caller, known: _Known, request: bytes) -> bool:
-        if caller == known.caller:
+        if caller is known.caller or caller == known.caller:
             return True
         # Another role, other agents, other limits: the long way decides anew.
         self._by_request.pop(request, None)

@@ -103,16 +103,16 @@ class Callers:
         await self._limits.give_back(account, peer)
         return user
 
-    def remembered(self, credential: str) -> Caller | None:
-        """Whom this credential belongs to, without waiting; `None` where only `recognise` can tell."""
-        return self._recall(_digest(credential), self._generation())
+    def remembered(self, digest: bytes) -> Caller | None:
+        """Whom the credential with this digest belongs to, without waiting; `None` where only `recognise` can tell."""
+        return self._recall(digest, self._generation())
 
     async def recognise(self, credential: str) -> Caller:
         """Whom this bearer credential belongs to.
 
         Raises `NotAuthenticated`, or `DatabaseUnavailable` while nobody can be looked up: never a 401 for an outage.
         """
-        digest = _digest(credential)
+        digest = digest_of(credential)
         # Before the database is read: what ends a credential meanwhile makes this generation an old one.
         generation = self._generation()
         caller = self._recall(digest, generation)
@@ -218,5 +218,6 @@ class Callers:
             task.exception()  # everybody who waited may have left
 
 
-def _digest(credential: str) -> bytes:
+def digest_of(credential: str) -> bytes:
+    """What a credential is remembered by: the SHA-256 of the whole of it."""
     return sha256(credential.encode("utf-8", "surrogateescape")).digest()

@@ -45,6 +45,15 @@ class State(ServerState):
 
     leaving = False
     """The process is to end: every response says `Connection: close`."""
+    _dated: list[tuple[bytes, bytes]] | None = None
+    _beginning = b""
+
+    def beginning(self) -> bytes:
+        """How every successful response begins: the status line, and the headers that uvicorn renews each second."""
+        if self._dated is not self.default_headers:
+            self._dated = self.default_headers
+            self._beginning = STATUS_LINE[200] + b"".join([b"%b: %b\r\n" % header for header in self._dated])
+        return self._beginning
 
 
 class KnowsAnswers(Protocol):
@@ -71,6 +80,7 @@ class Connection(HttpToolsProtocol):
     _head_due = math.inf
     _write_due = math.inf
     _close_at = math.inf
+    _idle_until = math.inf
     _head_bytes = 0
     """At least as many as the head that is arriving has."""
     _chunk_bytes = 0
@@ -96,6 +106,7 @@ class Connection(HttpToolsProtocol):
         """Take what the client sent."""
         if self._is_refused:
             return
+        self._idle_until = math.inf
         self._chunk_bytes = len(data)
         self._head_bytes += self._chunk_bytes
         if self._head_due is math.inf and (self.cycle is None or self.cycle.response_complete):
@@ -147,7 +158,7 @@ class Connection(HttpToolsProtocol):
             answer = self._knows.answer_at_once(self.headers, self._held)
             if answer is not None:
                 self._held = None
-                self.transport.write(b"".join((STATUS_LINE[200], *self._date_lines(), answer)))
+                self.transport.write(self.server_state.beginning() + answer)
                 self.on_response_complete()
                 return
             self._serve()
@@ -156,6 +167,18 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, in the shape of every other refusal."""
         self._refuse(self._refusal or HTTPStatus.BAD_REQUEST)
+
+    def on_response_complete(self) -> None:
+        """A response has been sent: go on with the next request, or wait for one."""
+        # As uvicorn does it, but for its timer, which would be made and cancelled for every request.
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle_until = self.loop.time() + self.timeout_keep_alive
 
     def pause_writing(self) -> None:
         """The client does not read as fast as we write."""
@@ -173,6 +196,8 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
         elif now >= self._head_due and not self.transport.is_closing():
             self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+        elif now >= self._idle_until and not self.transport.is_closing() and not self._is_readable():
+            self.transport.close()
 
     def shutdown(self) -> None:
         """Begin to end: the running request is the last one; without one, wait a moment for one that is on its way.
@@ -190,8 +215,7 @@ class Connection(HttpToolsProtocol):
         is_idle = self.cycle is None or self.cycle.response_complete
         if now < self._close_at or not is_idle or self.transport.is_closing():
             return
-        fd: int = self.transport.get_extra_info("socket").fileno()
-        if not is_readable(fd):
+        if not self._is_readable():
             self.transport.close()
 
     def _may_answer_at_once(self) -> bool:
@@ -207,8 +231,9 @@ class Connection(HttpToolsProtocol):
             and parser.should_keep_alive()
         )
 
-    def _date_lines(self) -> list[bytes]:
-        return [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
+    def _is_readable(self) -> bool:
+        fd: int = self.transport.get_extra_info("socket").fileno()
+        return is_readable(fd)
 
     def _serve(self) -> None:
         """Serve the held request as every other."""
