@@ -1,6 +1,5 @@
 """The short way: a question that this caller asked before in the same bytes is answered without the framework."""
 
-import gzip
 import os
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -9,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
+from app.api.gzip_pieces import compress_part, gzip_around
 from app.api.limits import admit
 from app.api.visit import Visit
+from app.core.cache_service import Recalled
 from app.core.callers import digest_of
 from app.core.kept_answer import reply_of
 from app.core.run import Answer, Caller
@@ -29,10 +30,6 @@ _TAKES_THE_LONG_WAY = frozenset(
 """Headers that ask for more than the answer."""
 _JSON = (b"application/json", b"application/json; charset=utf-8")
 _COMPRESSED_FROM = 1024
-
-
-_Held = tuple[bytes, float, float]
-"""What the cache keeps: the bytes, their age and what is left of their life, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +143,7 @@ class KnownQuestions:
         visit.story.caller_id = caller.id
         return self._tell(runtime, known, held, caller, request, headers, visit)
 
-    def _find(self, runtime: "Runtime", request: bytes) -> tuple[_Known, _Held] | None:
+    def _find(self, runtime: "Runtime", request: bytes) -> tuple[_Known, Recalled] | None:
         known = self._by_request.get(request)
         if known is None:
             return None
@@ -167,37 +164,42 @@ class KnownQuestions:
         self,
         runtime: "Runtime",
         known: _Known,
-        held: _Held,
+        held: Recalled,
         caller: Caller,
         request: bytes,
         headers: dict[bytes, bytes],
         visit: Visit,
     ) -> ShortAnswer:
         """Count the hit and write the response."""
-        value, age_s, left_s = held
+        kept, age_s, left_s = held
         if request in self._by_request:
             self._by_request.move_to_end(request)
-        runtime.cache.count_hit(known.agent, known.digest, len(value), known.answer)
+        runtime.cache.count_hit(known.agent, known.digest, len(kept.value), known.answer)
         runtime.runs.count_hit(caller, known.answer)
         story = visit.story
         story.agent, story.model = known.agent, known.answer.model
         story.answered = (known.answer.id, known.answer.model, "HIT", (), age_s, left_s)
-        body = b'{"id":"%b",%b,"processing_time_ms":%.3f}' % (
-            os.urandom(16).hex().encode(),
-            reply_of(value),
-            visit.elapsed_ms,
-        )
+        before = b'{"id":"%b",' % os.urandom(16).hex().encode()
+        reply = reply_of(kept.value)
+        after = b',"processing_time_ms":%.3f}' % visit.elapsed_ms
         sent: Headers = [
             (b"content-type", b"application/json"),
             (b"x-cache", b"HIT"),
             (b"cache-status", b"mnemosine; hit; ttl=%d" % left_s),
             (b"age", b"%d" % age_s),
         ]
-        if self._compress and len(body) >= _COMPRESSED_FROM:
+        packed = False
+        if self._compress and len(before) + len(reply) + len(after) >= _COMPRESSED_FROM:
             sent.append((b"vary", b"Accept-Encoding"))
-            if b"gzip" in headers.get(b"accept-encoding", b""):
-                body = gzip.compress(body, 5, mtime=0)
-                sent.append((b"content-encoding", b"gzip"))
+            packed = b"gzip" in headers.get(b"accept-encoding", b"")
+        if packed:
+            compressed = kept.made or compress_part(reply)
+            if not kept.made:
+                runtime.cache.keep_beside(known.digest, kept, compressed)
+            body = gzip_around(before, reply, compressed, after)
+            sent.append((b"content-encoding", b"gzip"))
+        else:
+            body = before + reply + after
         sent.append((b"content-length", b"%d" % len(body)))
         return ShortAnswer(sent, body)
 

@@ -19,7 +19,7 @@ from app.core.cache_key import CacheKey, differing
 from app.core.flights import Flight, Flights, Tell
 from app.core.run import Answer, CacheMode, CacheState, RunEvent, TextDelta
 from app.errors import StoreUnavailable
-from app.stores.memory import MemoryStore
+from app.stores.memory import Kept, MemoryStore
 from app.stores.protocol import Counter, SharedStore
 
 Began = Callable[[], None]
@@ -72,6 +72,10 @@ class CacheCounts:
     last_cleanup_ms: float | None = None
     saved: dict[str, Saved] = field(default_factory=dict[str, Saved])
     """By agent."""
+
+
+Recalled = tuple[Kept, float, float]
+"""What the memory keeps, its age and what is left of its life, in seconds."""
 
 
 class Telling:
@@ -211,15 +215,19 @@ class CacheService:
         async with self._telling(key, run, mode=mode, ttl_s=ttl_s, alone=alone, streamed=True) as telling:
             yield telling
 
-    def recall(self, digest: bytes, agent: str) -> tuple[bytes, float, float] | None:
-        """The kept bytes under a key's digest with their age and the rest of their life, in seconds; not counted.
+    def recall(self, digest: bytes, agent: str) -> Recalled | None:
+        """What is kept under a key's digest; not counted.
 
         For whoever knows that the question and the caller's scope are those of the key.
         """
         generation = self._generation(agent)
         if generation is None or (held := self.memory.get(digest, generation=generation)) is None:
             return None
-        return held.value, self.memory.age_s(held), self.memory.left_s(held)
+        return held, self.memory.age_s(held), self.memory.left_s(held)
+
+    def keep_beside(self, digest: bytes, kept: Kept, made: bytes) -> None:
+        """Have what was `made` of a recalled value at hand as `kept.made` the next time, where there is room for it."""
+        self.memory.attach(digest, kept, made)
 
     def count_hit(self, agent: str, digest: bytes, size: int, saved: Answer) -> None:
         """Count a hit that `recall` made possible."""

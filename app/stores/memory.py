@@ -10,7 +10,7 @@ ENTRY_OVERHEAD_BYTES = 450
 """What one entry costs beside its value: key, table slot, and the objects that hold them (CPython 3.11)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Kept:
     """One value with the moments of its life, on the monotonic clock."""
 
@@ -19,6 +19,8 @@ class Kept:
     expires_at: float
     generation: object
     tag: str = ""
+    made: bytes = b""
+    """What was made of the value and is wanted again; see `attach`."""
 
 
 class MemoryStore:
@@ -64,10 +66,18 @@ class MemoryStore:
         now = self._clock()
         self._entries[key] = Kept(value, now - age_s, now + ttl_s, generation, tag)
         self.bytes += size
-        while self.bytes > self.max_bytes:
-            self._drop(next(iter(self._entries)))
-            self.evictions += 1
+        self._make_room()
         return True
+
+    def attach(self, key: bytes, kept: Kept, made: bytes) -> None:
+        """Keep what was `made` of a value beside it, as long as that lives; its bytes count like those of values."""
+        size = len(kept.value) + len(made) + ENTRY_OVERHEAD_BYTES
+        if self._entries.get(key) is not kept or kept.made or size > self.max_bytes:
+            return
+        kept.made = made
+        self.bytes += len(made)
+        self._entries.move_to_end(key)
+        self._make_room()
 
     def age_s(self, kept: Kept) -> float:
         """Seconds since `kept` was stored."""
@@ -105,7 +115,12 @@ class MemoryStore:
         self.bytes = 0
         return dropped
 
+    def _make_room(self) -> None:
+        while self.bytes > self.max_bytes:
+            self._drop(next(iter(self._entries)))
+            self.evictions += 1
+
     def _drop(self, key: bytes) -> None:
         kept = self._entries.pop(key, None)
         if kept is not None:
-            self.bytes -= len(kept.value) + ENTRY_OVERHEAD_BYTES
+            self.bytes -= len(kept.value) + len(kept.made) + ENTRY_OVERHEAD_BYTES

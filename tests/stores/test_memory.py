@@ -49,3 +49,27 @@ def test_cleaning_up_removes_the_expired_and_nothing_else() -> None:
     clock.now = 50
     assert store.remove_expired(lambda _: 0) == 1
     assert store.get(b"b", generation=0)
+
+
+def test_what_was_made_of_a_value_counts_and_goes_with_it() -> None:
+    store = MemoryStore(max_bytes=2 * (ENTRY_OVERHEAD_BYTES + 100))
+    store.put(b"a", bytes(100), ttl_s=60, generation=1)
+    kept = store.get(b"a", generation=1)
+    assert kept is not None
+    store.attach(b"a", kept, bytes(1000))
+    assert kept.made == b"", "there is no room for it"
+    store.attach(b"a", kept, bytes(50))
+    store.attach(b"a", kept, bytes(70))
+    assert len(kept.made) == 50, "once"
+    assert store.bytes == ENTRY_OVERHEAD_BYTES + 150
+    store.put(b"a", bytes(100), ttl_s=60, generation=2)
+    store.attach(b"a", kept, bytes(10))
+    assert store.bytes == ENTRY_OVERHEAD_BYTES + 100, "of the value before"
+    store.put(b"b", bytes(100), ttl_s=60, generation=2)
+    assert len(store) == 2
+    newer = store.get(b"b", generation=2)
+    assert newer is not None
+    store.attach(b"b", newer, bytes(50))
+    assert store.get(b"a", generation=2) is None, "it made room"
+    store.clear()
+    assert store.bytes == 0
