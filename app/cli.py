@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import json
+import logging
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ from app.errors import BadConfiguration, MnemosineError
 if TYPE_CHECKING:
     from app.config import Settings
     from app.runtime import FirstStart
+
+_log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -135,11 +138,16 @@ def serve(
     listener = bind(settings.host, settings.port)
     configure_logging("debug" if settings.debug else settings.log_level, settings.log_format)
 
+    from app import doctor
     from app.main import create_app
     from app.runtime import prepare
 
     # Here, in the one parent: the workers find everything ready.
     _show_once(asyncio.run(prepare(settings)))
+    doctor.allow_files(settings)
+    for finding in asyncio.run(doctor.examine(settings)):
+        if finding.severity != "note" and not finding.is_outage:
+            _log.warning("%s", finding.line())
 
     options = Options(
         workers=settings.workers,
@@ -172,6 +180,28 @@ def check_config(example: bool, env_file: str) -> None:
     value_width = max(len(row.value) for row in rows if len(row.value) <= 40)
     for row in rows:
         click.echo(f"{row.name:<{name_width}}  {row.value or '-':<{value_width}}  ({row.origin})")
+
+
+@cli.command()
+@click.option(
+    "--replicas", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Machines that serve so."
+)
+@_env_file_option
+def doctor(replicas: int, env_file: str) -> None:
+    """Compare settings, machine, database and Redis; exit status 1 where something must be changed."""
+    settings = _settings(env_file)
+
+    from app.doctor import examine
+
+    findings = asyncio.run(examine(settings, replicas=replicas))
+    for finding in findings:
+        click.echo(
+            f"{finding.severity}: {finding.setting}={finding.value}\n  {finding.problem}\n  cure: {finding.cure}"
+        )
+    counts = {each: sum(finding.severity == each for finding in findings) for each in ("failure", "warning", "note")}
+    click.echo(", ".join(f"{each}s: {count}" for each, count in counts.items()))
+    if counts["failure"]:
+        sys.exit(1)
 
 
 @cli.command()

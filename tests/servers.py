@@ -300,6 +300,10 @@ class RedisServer(_Server):
         self._ask(f"SELECT {number}", "FLUSHDB")
         return f"redis://127.0.0.1:{self.port}/{number}"
 
+    def configure(self, name: str, value: str) -> None:
+        """Change a setting of the running server; a restart undoes it."""
+        assert self._ask(f"CONFIG SET {name} {value}") == b"+OK\r\n"
+
     def _command(self) -> Sequence[str | Path]:
         settings = {
             "bind": "127.0.0.1",

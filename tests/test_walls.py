@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "main": {"api", "runtime", "config", "logs", "errors", "stores"},
     "api": {"runtime", "core", "config", "logs", "tracing", "errors"},
     "runtime": {"config", "core", "stores", "db", "logs", "tracing", "errors"},
+    "doctor": {"config", "core", "stores", "db", "errors"},
     "core": {"stores", "db", "logs", "tracing", "errors"},
     "stores": {"errors"},
     "db": {"tracing", "errors"},
