@@ -44,6 +44,11 @@ class ServerProcess:
         reply = httpx2.post(f"{self.url}/api/v1/auth/token", data=form)
         self.headers = {"Authorization": f"Bearer {reply.json()['access_token']}"}
 
+    def make_key(self) -> str:
+        """A new API key of the user who is signed in."""
+        reply = httpx2.post(f"{self.url}/api/v1/auth/api-keys", json={"name": "test"}, headers=self.headers)
+        return reply.json()["key"]
+
     def get(self, path: str) -> httpx2.Response:
         return httpx2.get(self.url + path, headers=self.headers, timeout=30)
 

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "tracing": {"errors"},
     "errors": set[str](),
 }
-# Where foreign libraries may be imported. `cli`, `server` and `bench` are outside: they start the house.
+# Where foreign libraries may be imported. `cli`, `commands`, `server` and `bench` are outside: they start the house.
 HOME_OF = {
     "fastapi": {"main", "api"},
     "starlette": {"main", "api"},
@@ -35,7 +35,7 @@ HOME_OF = {
     "redis": {"stores"},
     "opentelemetry": {"tracing"},
 }
-ENTRANCES = {"cli", "server", "__main__", "bench"}
+ENTRANCES = {"cli", "commands", "server", "__main__", "bench"}
 
 
 def room_of(path: Path) -> str:

@@ -1,5 +1,6 @@
 """What an agent is: its name, its model, what its tools do, and a revision that changes when any of that does."""
 
+import difflib
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -175,9 +176,16 @@ class Agents:
         """The agent of this name. Raises `NotFound`, which lists the names that exist for `caller`."""
         definition = self._by_name.get(name)
         if definition is None or not caller.may_use(name):
-            there_are = ", ".join(agent.name for agent in self.of(caller)) or "none for this API key"
-            raise NotFound(f"there is no agent {name!r}; there are: {there_are}")
+            names = [agent.name for agent in self.of(caller)]
+            there_are = ", ".join(names) or "none for this API key"
+            raise NotFound(f"there is no agent {name!r}; {did_you_mean(name, names)}there are: {there_are}")
         return definition
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`did you mean 'x'? ` where one of `names` is near to `name`, else nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def _tools_of(toolsets: Iterable[AbstractToolset[Any]], options: AgentOptions) -> tuple[tuple[ToolFacts, ...], bool]:
