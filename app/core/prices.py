@@ -42,7 +42,11 @@ def fill_cost(response: ModelResponse) -> None:
     usage = response.usage
     if usage.cost is not None or model in _unpriced:
         return
-    if _is_simple(usage) and (listed := _listed(response)) is not None and (rate := _rate_of(listed)) is not None:
+    if (
+        _is_simple(usage)
+        and (listed := _listed(response)) is not None
+        and (rate := _rate(*listed, response)) is not None
+    ):
         usage.cost = rate.cost(usage.input_tokens, usage.output_tokens)
         return
     fill_response_cost(response)
@@ -70,11 +74,15 @@ def _is_simple(usage: RequestUsage) -> bool:
     return set(counted) <= {"input_tokens", "output_tokens"} and not any(usage.details.values())
 
 
-def _rate_of(listed: tuple[str, ModelInfo]) -> _Rate | None:
-    provider_id, model = listed
+def _rate(provider_id: str, model: ModelInfo, response: ModelResponse) -> _Rate | None:
     prices = model.prices
-    if not isinstance(prices, ModelPrice) or model.price_variants or provider_id == "groq":
+    if not isinstance(prices, ModelPrice) or provider_id == "groq":
         return None
+    details = response.provider_details or {}
+    for variant in model.price_variants or ():
+        # Another service tier, for example; one that overrides nothing only says so.
+        if vars(variant.prices) and all(details.get(name) == value for name, value in variant.when.items()):
+            return None
     if id(prices) in _rates:
         known = _rates[id(prices)]
         return known if known is not None and known.prices is prices else None

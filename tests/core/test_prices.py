@@ -50,12 +50,16 @@ def test_an_unlisted_model_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 @pytest.mark.parametrize(("asked", "said"), [(0, 0), (1, 1), (12, 34), (250_000, 7), (10**9, 1)])
-def test_every_price_is_the_lists(model: str, provider: str, asked: int, said: int) -> None:
+@pytest.mark.parametrize("details", [None, {"service_tier": "default"}, {"service_tier": "priority"}])
+def test_every_price_is_the_lists(
+    model: str, provider: str, asked: int, said: int, details: dict[str, str] | None
+) -> None:
     ours, theirs = (
         ModelResponse(
             [TextPart("Hi")],
             model_name=model,
             provider_name=provider,
+            provider_details=details,
             usage=RequestUsage(input_tokens=asked, output_tokens=said),
         )
         for _ in range(2)
@@ -63,3 +67,11 @@ def test_every_price_is_the_lists(model: str, provider: str, asked: int, said: i
     prices.fill_cost(ours)
     prices.fill_response_cost(theirs)
     assert ours.usage.cost == theirs.usage.cost
+
+
+def test_an_ordinary_price_is_worked_out_without_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prices, "fill_response_cost", lambda _: pytest.fail("the list was asked"))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    answer = response("gpt-4o-mini")
+    answer.provider_details = {"service_tier": "default", "finish_reason": "stop"}
+    prices.fill_cost(answer)
+    assert answer.usage.cost == Decimal("0.0027")
