@@ -138,6 +138,12 @@ async def test_a_head_beyond_the_bounds_is_refused(server: ServerProcess, reques
     assert is_problem(await answer_to(server, request_head), status)
 
 
+async def test_a_chunk_that_cannot_be_read_behind_a_go_ahead_is_refused_quietly(server: ServerProcess) -> None:
+    head = b"POST /api/v1/auth/token HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\nExpect: 100-continue\r\n\r\n"
+    assert is_problem(await answer_to(server, head), 400)
+    assert "Traceback" not in server.output()
+
+
 async def test_a_refused_request_keeps_its_connection_where_its_body_has_arrived(server: ServerProcess) -> None:
     reader, writer = await connect(server)
     for _ in range(2):

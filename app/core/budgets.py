@@ -124,13 +124,14 @@ class Budgets:
         self._wake()
         try:
             return await wish.granted
-        except asyncio.CancelledError:
-            if wish.granted.done() and not wish.granted.cancelled() and wish.granted.exception() is None:
-                self.settle(wish.granted.result(), Spend())
-            raise
         except LimitExceeded:
             if self._on_refusal is not None:
                 self._on_refusal()
+            raise
+        except BaseException:
+            granted = wish.granted
+            if not granted.cancel() and not granted.cancelled() and granted.exception() is None:
+                self.settle(granted.result(), Spend())
             raise
 
     def settle(self, hold: BudgetHold | None, used: Spend) -> None:

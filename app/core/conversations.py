@@ -180,7 +180,14 @@ class Conversations:
         key = (caller.id, conversation_id)
         deadline = asyncio.get_running_loop().time() + self._wait_s
         async with self._in_line(key, on_busy, deadline):
-            await self._claim(key, on_busy, deadline)
+            try:
+                await self._claim(key, on_busy, deadline)
+            except (NotFound, Conflict):
+                raise
+            except BaseException:
+                # Who was cut off while the lease was written may have it.
+                await self._release(key)
+                raise
             turn: Turn | None = None
             try:
                 row, history = await self.show(caller, conversation_id)

@@ -356,7 +356,7 @@ async def _settle(connection: AsyncConnection) -> None:
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
     """Await `work`, which is bounded, to its end; a cancellation that comes meanwhile is raised after it."""
-    task = asyncio.create_task(work)
+    task = asyncio.create_task(work, name="database-end")
     cancelled: asyncio.CancelledError | None = None
     # The shield keeps anyio from cancelling again at every turn of the loop.
     with CancelScope(shield=True):
