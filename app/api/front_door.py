@@ -151,6 +151,7 @@ class FrontDoor:
         story = current.set(visit.story)
         self.metrics.in_flight += 1
         try:
+            _check_url(scope)
             body.check_headers()
             if not await self._answer_known(scope, headers, visit, body, reply):
                 await self._inner(scope, body.receive, reply.send)
@@ -203,6 +204,12 @@ class FrontDoor:
         # What nobody signed in for and what went well is not worth a place: health checks, pages.
         if visit.story.caller_id is not None or status >= 500 or not status:
             self.metrics.stories.add(visit.request_id, now, name, status, visit.started, elapsed_s, visit.story)
+
+
+def _check_url(scope: Scope) -> None:
+    # No name of ours has it, and PostgreSQL does not take it even in a question.
+    if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
+        raise InvalidRequest("a URL must not contain the NUL character")
 
 
 def _route_of(scope: Scope) -> str:

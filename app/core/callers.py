@@ -95,7 +95,9 @@ class Callers:
         account = username_key(username[:_MAX_USERNAME_CHARS])
         await self._limits.count(account, peer)
         async with self._database.read() as session:
-            user = await find_user(session, username) if len(username) <= _MAX_USERNAME_CHARS else None
+            # PostgreSQL does not take NUL even in a question.
+            may_exist = len(username) <= _MAX_USERNAME_CHARS and "\x00" not in username
+            user = await find_user(session, username) if may_exist else None
         # An unknown name is verified against a dummy, so that time does not tell which names exist.
         right = await self._passwords.verify(user.password_hash if user else None, password)
         if user is None or not right or user.disabled:

@@ -180,6 +180,9 @@ class Connection(HttpToolsProtocol):
         else:
             self._idle_until = self.loop.time() + self.timeout_keep_alive
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Serve the request as if it asked for no upgrade, which HTTP allows, and say nothing of it in the log."""
+
     def pause_writing(self) -> None:
         """The client does not read as fast as we write."""
         super().pause_writing()
@@ -255,6 +258,7 @@ class Connection(HttpToolsProtocol):
                 return
             # What cannot be read is this request's own body: whoever waits for it is told that the client has gone.
             self.cycle.disconnected = True
+            self.cycle.waiting_for_100_continue = False
             self.cycle.message_event.set()
         request_id = os.urandom(16).hex()
         body = {

@@ -144,3 +144,11 @@ async def test_what_was_asked_by_somebody_who_is_deleted_meanwhile_is_kept_for_n
     gone = Caller(id="0" * 32, username="gone", role="user")
     with pytest.raises(NotFound):
         await application.runtime.responses.keep(gone, "resp_1", b"{}", b"{}")
+
+
+async def test_a_name_with_nul_is_nobodys(application: Application) -> None:
+    """Which PostgreSQL refuses even in a question."""
+    form = {"username": "ada\0", "password": USER_PASSWORD}
+    assert (await application.anonymous.post(TOKEN, data=form)).status_code == 401
+    for path in ("/api/v1/users/%00", "/v1/responses/a%00b", "/api/v1/users?cursor=%00"):
+        assert (await application.client.get(path)).status_code == 400

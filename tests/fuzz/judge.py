@@ -59,7 +59,7 @@ class Judge:
             problem = json.loads(body)
         except ValueError:
             return f"{status} without JSON: {body[:100]!r}"
-        if status == 503 and problem.get("reason") == "database":  # of /readyz
+        if status == 503 and (problem.get("reason") == "database" or "checks" in problem):  # what health routes say
             return None
         if "error" in problem and content_type == "application/json" and (path.startswith("/v1/") or method == GARBAGE):
             return None if problem["error"].keys() == _OPENAI_ERROR else f"{status} in another shape: {body[:200]!r}"
