@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from app.core.open_streams import OpenStreams
 from app.core.picture import fold
 from app.core.rate_limiter import RateLimiter
 from app.core.responses import Responses
+from app.core.roll_call import RollCall
 from app.core.run_log import RunLog
 from app.core.security import PasswordHasher, TokenSigner, generate_password, open_data_dir, signing_key
 from app.core.totals import Totals
@@ -165,7 +167,10 @@ async def open_runtime(
         passwords = PasswordHasher()
         stack.push_async_callback(passwords.aclose)
         tokens = TokenSigner(_signing_key(settings), lifetime_s=settings.access_token_expire_minutes * 60)
-        runs = RunLog(database, worker=f"{socket.gethostname()}:{os.getpid()}")
+        worker = f"{socket.gethostname()}:{os.getpid()}:{token_hex(4)}"
+        roll_call = RollCall(database, worker=worker)
+        stack.push_async_callback(roll_call.aclose)
+        runs = RunLog(database, worker=worker)
         stack.push_async_callback(runs.aclose)
         runs.start()
         conversations = Conversations(
@@ -232,11 +237,13 @@ async def open_runtime(
         stack.push_async_callback(_end, asyncio.create_task(watch_loop(metrics), name="loop-watch"))
         telling = asyncio.create_task(_end_streams(last_call, streams), name="last-call")
         stack.push_async_callback(_end, telling)
-        totals = await _open_totals(settings, metrics, parts, database, store)
+        totals = await _open_totals(settings, metrics, parts, database, store, worker, roll_call)
         stack.push_async_callback(totals.aclose)
         # Once before the first request, so that no worker is ever missing in the numbers of another.
         await totals.report()
         totals.start()
+        # With the names of those who died before, which only the first of their successors hears.
+        roll_call.start()
         # First of all to end: what it runs needs everything else.
         idempotency = Idempotency(database)
         stack.push_async_callback(idempotency.aclose)
@@ -282,6 +289,8 @@ async def _open_totals(
     parts: Mapping[str, Callable[[], Mapping[str, Any]]],
     database: Database,
     store: SharedStore,
+    worker: str,
+    roll_call: RollCall,
 ) -> Totals:
     def levels() -> dict[str, float]:
         connections = database.pool_status()
@@ -293,8 +302,17 @@ async def _open_totals(
         }
 
     folder = settings.data_dir / "numbers"
-    scoreboard = await asyncio.to_thread(Scoreboard, folder, founder=metrics.founder, merge=fold)
-    return Totals(metrics, scoreboard, parts=parts, levels=levels, data_dir=settings.data_dir, store=store)
+    scoreboard = await asyncio.to_thread(Scoreboard, folder, founder=metrics.founder, merge=fold, member=worker)
+    roll_call.bury(scoreboard.found_dead)
+    return Totals(
+        metrics,
+        scoreboard,
+        parts=parts,
+        levels=levels,
+        data_dir=settings.data_dir,
+        store=store,
+        on_death=roll_call.bury,
+    )
 
 
 async def _open_agent_room(

@@ -209,20 +209,6 @@ async def test_sighup_replaces_the_workers_one_by_one_and_loses_nothing(tmp_path
     assert status == 0
 
 
-async def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
-    import os
-
-    with ready_server(tmp_path, "--workers", "2", **environment()) as server:
-        before = worker_pids(server)
-        victim = min(before)
-        os.kill(victim, signal.SIGKILL)
-        async with asyncio.timeout(10):
-            while len(worker_pids(server) - {victim}) < 2:
-                await asyncio.sleep(0.02)
-        assert (await asyncio.to_thread(server.prompt, "after")).status_code == 200
-        assert server.stop() == 0
-
-
 def worker_pids(server: ServerProcess) -> set[int]:
     listed = subprocess.run(
         ["ps", "-o", "pid=,stat=", "--ppid", str(server.process.pid)], capture_output=True, text=True, check=False

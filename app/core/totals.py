@@ -52,8 +52,9 @@ class Totals:
 
     Twice a second this worker shows its report to the others of the machine; one of them notes the sum down for the
     windows and the charts, and tells it to other replicas where they share a store. A worker that is killed loses
-    what it counted after its last report, a replica what it counted after its last word to the others (1 s). What is
-    read of others is at most `fresh_s` old; one's own numbers are live.
+    what it counted after its last report, a replica what it counted after its last word to the others (1 s);
+    `on_death` hears the names of such workers, each in one of the others. What is read of others is at most `fresh_s`
+    old; one's own numbers are live.
     A store that is away costs the numbers of the other replicas and nothing else.
     """
 
@@ -66,6 +67,7 @@ class Totals:
         levels: Callable[[], Levels],
         data_dir: Path,
         store: SharedStore | None = None,
+        on_death: Callable[[list[str]], None] | None = None,
         every_s: float = 0.5,
         fresh_s: float = 0.5,
         clock: Callable[[], float] = time,
@@ -82,6 +84,7 @@ class Totals:
             self._replicas = Replicas(self._shared, machine=scoreboard.machine, run=scoreboard.run, clock=clock)
         self._every_s = every_s
         self._fresh_s = fresh_s
+        self._on_death = on_death
         self._clock = clock
         self._born = clock()
         self._vitals_at = -_VITALS_EVERY_S
@@ -128,7 +131,10 @@ class Totals:
         """Show this worker's numbers, and do what is due for all of them. Raises what the scoreboard raises."""
         own = self._own()
         fresh = self._metrics.stories.take_unshown()
-        if await asyncio.to_thread(self._say, own, fresh):
+        dead, is_our_turn = await asyncio.to_thread(self._say, own, fresh)
+        if dead and self._on_death is not None:
+            self._on_death(dead)
+        if is_our_turn:
             heard = await self._fresh()
             await asyncio.to_thread(self._note, self._machine(heard), heard)
         if self._shared is None or self._replicas is None:
@@ -226,15 +232,14 @@ class Totals:
 
     # What follows blocks, and runs in threads.
 
-    def _say(self, own: Report, fresh: list[Told]) -> bool:
-        """Show the report; `True` where it is this worker's turn to note the sum down."""
+    def _say(self, own: Report, fresh: list[Told]) -> tuple[list[str], bool]:
+        """Show the report; gives who was found dead, and whether it is our turn to note the sum down."""
         if monotonic() - self._vitals_at >= _VITALS_EVERY_S:
             self._vitals_at = monotonic()
             self.vitals = self._reader.read()
         self.scoreboard.say(own.encode())
         self.scoreboard.keep((told.request_id, written(told, own.pid)) for told in fresh)
-        self.scoreboard.fold_dead()
-        return self.scoreboard.take_turn("note", every_s=NOTE_EVERY_S)
+        return self.scoreboard.fold_dead(), self.scoreboard.take_turn("note", every_s=NOTE_EVERY_S)
 
     def _hear(self) -> _Heard:
         reports = self.scoreboard.hear()

@@ -13,11 +13,9 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
-    Interval,
     Row,
     and_,
     delete,
-    func,
     insert,
     literal,
     or_,
@@ -29,6 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.db.clock import from_now, now
 from app.db.models import conversation_entries as entries
 from app.db.models import conversations
 from app.db.paging import Page, read_page
@@ -221,12 +220,13 @@ async def claim_conversation(
     session: AsyncSession, owner: str, conversation_id: str, *, holder: str, lease_s: float
 ) -> bool:
     """Take the conversation for one prompt, unless another process has it; also `False` where there is none."""
-    now = _now(session)
     free = or_(
-        conversations.c.busy_holder.is_(None), conversations.c.busy_holder == holder, conversations.c.busy_until < now
+        conversations.c.busy_holder.is_(None),
+        conversations.c.busy_holder == holder,
+        conversations.c.busy_until < now(session),
     )
     statement = update(conversations).where(*_is(owner, conversation_id), free)
-    statement = statement.values(busy_holder=holder, busy_until=_later(session, lease_s))
+    statement = statement.values(busy_holder=holder, busy_until=from_now(session, lease_s))
     return (await session.execute(statement.returning(conversations.c.id))).one_or_none() is not None
 
 
@@ -240,7 +240,7 @@ async def renew_claims(session: AsyncSession, keys: Sequence[tuple[str, str]], *
     """Keep what `holder` has for another `lease_s` seconds; `keys` are pairs of owner and id."""
     held = tuple_(conversations.c.owner, conversations.c.id).in_(keys)
     statement = update(conversations).where(held, conversations.c.busy_holder == holder)
-    await session.execute(statement.values(busy_until=_later(session, lease_s)))
+    await session.execute(statement.values(busy_until=from_now(session, lease_s)))
 
 
 async def bury_conversations(session: AsyncSession, owner: str) -> None:
@@ -254,7 +254,7 @@ async def sweep_conversations(session: AsyncSession, *, unused_since: datetime |
 
     One that is being answered stays. Several processes may sweep at once and do not wait for each other.
     """
-    idle = or_(conversations.c.busy_until.is_(None), conversations.c.busy_until < _now(session))
+    idle = or_(conversations.c.busy_until.is_(None), conversations.c.busy_until < now(session))
     old = conversations.c.updated_at < (unused_since or _LONG_AGO + timedelta(days=1))
     query = select(conversations.c.owner, conversations.c.id).where(old, idle).limit(limit)
     rows = (await session.execute(query.with_for_update(skip_locked=True))).all()
@@ -265,20 +265,6 @@ async def sweep_conversations(session: AsyncSession, *, unused_since: datetime |
 
 def _is(owner: str, conversation_id: str) -> tuple[ColumnElement[bool], ...]:
     return conversations.c.owner == owner, conversations.c.id == conversation_id
-
-
-def _now(session: AsyncSession) -> ColumnElement[datetime]:
-    # Leases of several machines are compared by one clock. SQLite's processes share this machine's.
-    if session.get_bind().dialect.name == "postgresql":
-        return func.clock_timestamp(type_=conversations.c.busy_until.type)
-    return literal(datetime.now(UTC), conversations.c.busy_until.type)
-
-
-def _later(session: AsyncSession, seconds: float) -> ColumnElement[datetime]:
-    more = timedelta(seconds=seconds)
-    if session.get_bind().dialect.name == "postgresql":
-        return _now(session) + literal(more, Interval())
-    return literal(datetime.now(UTC) + more, conversations.c.busy_until.type)
 
 
 async def _place_of(session: AsyncSession, owner: str, entry_id: str, *, forks: bool) -> tuple[str, int] | None:

@@ -204,6 +204,17 @@ class Run(Base):
     model_ms: Mapped[float | None] = mapped_column(Double)
 
 
+class Worker(Base):
+    """A process that answers prompts, as long as it says so."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    """As in `runs.worker`."""
+    seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    """By the database's clock; whoever is silent for long is dead."""
+
+
 class Conversation(Base):
     """Where a conversation ends, and what belongs to the whole of it.
 
@@ -331,6 +342,7 @@ users = cast("Table", User.__table__)
 api_keys = cast("Table", ApiKey.__table__)
 kept_replies = cast("Table", KeptReply.__table__)
 runs = cast("Table", Run.__table__)
+workers = cast("Table", Worker.__table__)
 conversations = cast("Table", Conversation.__table__)
 conversation_entries = cast("Table", ConversationEntry.__table__)
 cached_answers = cast("Table", CachedAnswer.__table__)

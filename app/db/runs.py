@@ -1,6 +1,6 @@
 """The record of runs: who asked which agent, what it used and cost, and how it ended. Never what was said."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -11,7 +11,7 @@ from sqlalchemy import CursorResult, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db.models import RunStatus, runs
+from app.db.models import RunStatus, runs, workers
 from app.db.paging import Page, read_page
 
 
@@ -74,11 +74,12 @@ async def save_runs(session: AsyncSession, rows: Sequence[RunRow]) -> None:
     await session.execute(statement, [{name: getattr(row, name) for name in _NAMES} for row in rows])
 
 
-async def mark_interrupted(session: AsyncSession, *, workers_alive: Collection[str]) -> int:
-    """End the runs whose worker is not alive any more, and count them."""
+async def mark_interrupted(session: AsyncSession) -> int:
+    """End the runs whose worker is not among the `workers` any more, and count them."""
+    its_worker = select(workers.c.id).where(workers.c.id == runs.c.worker)
     ended = await session.execute(
         update(runs)
-        .where(runs.c.status == "running", runs.c.worker.not_in(workers_alive))
+        .where(runs.c.status == "running", ~its_worker.exists())
         .values(status="interrupted", error_code="interrupted", finished_at=datetime.now(UTC))
     )
     return cast("CursorResult[Any]", ended).rowcount

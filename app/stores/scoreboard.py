@@ -70,12 +70,13 @@ class Scoreboard:
         *,
         founder: str,
         merge: Merge,
+        member: str | None = None,
         clock: Callable[[], float] = time.time,
         max_moments: int = 2000,
     ) -> None:
-        """Take a place in `folder`, which is made where it is missing (mode 0700)."""
+        """Take a place in `folder`, which is made where it is missing (mode 0700), under a name used once."""
         folder.mkdir(mode=0o700, exist_ok=True)
-        self.member = uuid4().hex
+        self.member = member or uuid4().hex
         self._folder = folder
         self._merge = merge
         self._clock = clock
@@ -85,10 +86,13 @@ class Scoreboard:
         self._database = _open_database(folder / "history.db")
         self._file = self._records = -1
         self._kept = 0
+        self.found_dead: list[str] = []
+        """Who died before this one came."""
         try:
             with self._transaction():
                 dead = self._enter(founder)
             _remove(dead)
+            self.found_dead += [path.stem for path in dead]
         except BaseException:
             self._close_files()
             raise
@@ -142,16 +146,16 @@ class Scoreboard:
                 if self._folds() == folds:
                     return Reports(past, live)
 
-    def fold_dead(self) -> int:
-        """Merge the last reports of those who have died into the past; gives how many they were."""
+    def fold_dead(self) -> list[str]:
+        """Merge the last reports of those who have died into the past; gives their names, to one caller only."""
         with self._lock:
             if not any(_is_dead(path) for path in self._others()):
-                return 0
+                return []
             with self._transaction():
                 dead = [path for path in self._others() if _is_dead(path)]
                 self._fold(dead)
             _remove(dead)
-            return len(dead)
+            return [path.stem for path in dead]
 
     def take_turn(self, name: str, *, every_s: float) -> bool:
         """Whether it is this worker who does what one of them has to do every `every_s` seconds."""

@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 from app.db.async_session import Database
 from app.db.models import runs
 from app.db.runs import RunRow, get_run, list_runs, mark_interrupted, save_runs
+from app.db.workers import sign_in, strike_off
 
 START = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 RUN = RunRow(
@@ -75,8 +76,9 @@ async def test_times_come_back_in_utc(database: Database) -> None:
 async def test_only_runs_of_dead_workers_are_interrupted(database: Database) -> None:
     alive = replace(RUN, id="alive", worker="host:2")
     async with database.write() as session:
+        await sign_in(session, "host:2")
         await save_runs(session, [RUN, alive, replace(DONE, id="done")])
-        assert await mark_interrupted(session, workers_alive=["host:2"]) == 1
+        assert await mark_interrupted(session) == 1
     async with database.read() as session:
         interrupted = await get_run(session, "run", user_id="ada")
         assert await get_run(session, "alive", user_id="ada") == alive
@@ -86,7 +88,8 @@ async def test_only_runs_of_dead_workers_are_interrupted(database: Database) -> 
     async with database.write() as session:
         await save_runs(session, [DONE])  # it was alive after all
         assert await get_run(session, "run", user_id="ada") == DONE
-        assert await mark_interrupted(session, workers_alive=[]) == 1
+        await strike_off(session, ["host:2"], silent_s=None)
+        assert await mark_interrupted(session) == 1
 
 
 async def test_pages_show_every_run_once_newest_first(database: Database) -> None:

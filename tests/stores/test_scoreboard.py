@@ -56,8 +56,8 @@ def test_the_dead_count_once_whoever_notices(enter: Callable[..., Scoreboard]) -
         board.say(b"7")
     die(first)
     assert total(second) == 21
-    assert second.fold_dead() + third.fold_dead() == 1
-    assert second.fold_dead() == third.fold_dead() == 0
+    assert second.fold_dead() + third.fold_dead() == [first.member]
+    assert second.fold_dead() == third.fold_dead() == []
     assert [total(second), total(third)] == [21, 21]
     assert len(second.hear().live) == 2
 
