@@ -439,8 +439,8 @@ class AgentPool:
         if (limit := definition.options.max_concurrency) is not None:
             setting = f"metadata.mnemosine.max_concurrency of {definition.name}"
             found.append(self._bound(f"the agent {definition.name}", limit, setting))
-        provider = provider_of(model.models[0] if isinstance(model, FallbackModel) else model)
-        found.append(self._bound(f"the model provider {provider}", self._provider_slots, "PROVIDER_MAX_CONCURRENCY"))
+        name = f"the model provider {provider_of(model)}"
+        found.append(self._bound(name, self._provider_slots, "PROVIDER_MAX_CONCURRENCY"))
         return found
 
     def _bound(self, name: str, limit: int, setting: str) -> Slots:

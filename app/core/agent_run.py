@@ -63,6 +63,8 @@ class Outcome:
     usage: Usage
     cost_usd: Any
     new_messages: list[ModelMessage]
+    provider: str | None
+    """Whose model had the last word; one of several where there are fallbacks."""
 
     @property
     def written_messages(self) -> bytes | None:
@@ -202,6 +204,7 @@ def _outcome(result: Result) -> Outcome:
         usage=Usage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, requests=usage.requests),
         cost_usd=usage.cost,
         new_messages=list(result.new_messages()),
+        provider=response.provider_name,
     )
 
 

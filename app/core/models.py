@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import httpx2
 from pydantic_ai import exceptions
 from pydantic_ai.models import Model, create_async_httpx2_client, infer_model
+from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 
 from app.core import offline_model
@@ -103,8 +104,8 @@ class Models:
 
 
 def provider_of(model: Model[Any]) -> str:
-    """The provider's name as errors, metrics and records show it: `openai`, `anthropic`, `mnemosine`."""
-    return model.system
+    """The provider's name as errors, metrics and records show it: `openai`; of a chain that of its first."""
+    return model.models[0].system if isinstance(model, FallbackModel) else model.system
 
 
 def provider_identity(model: Model[Any]) -> str:

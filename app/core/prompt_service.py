@@ -241,6 +241,7 @@ class PromptService:
             listening = charge.listening(tell and tell_and_time)
             outcome = await self._ask(run_id, entry, caller, question, provider, listening, charge)
             charge.ended(outcome.usage, outcome.cost_usd)
+            provider = outcome.provider or provider
             answered_by = next((one.model for one in reversed(tried) if one.outcome == "ok"), entry.model_name)
             counted = {
                 "outcome": "ok",
