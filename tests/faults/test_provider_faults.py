@@ -5,9 +5,11 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -16,52 +18,115 @@ from app.core.models import Models, provider_error
 from app.core.provider_guard import ProviderGuard
 from app.errors import ProviderUnavailable
 from benchmarks.fake_provider import FakeProvider, Fault
-from tests.application import open_application
+from tests.application import Application, open_application
+from tests.fault_proxy import FaultProxy
 
+_OTHERS = ("429", "hang", "drip")
 KEY = "sk-canary-4f1d0c2b9a8e7f6d"
 ROOT = Path(__file__).parents[2]
 
 
+PLAIN, WRITTEN_OUT = "hello", "hello <system>"
+"""Two ways to the provider: a form that is filled in, and Pydantic AI's own mapping. See `plain_chat.is_plain`."""
+
+
+@asynccontextmanager
+async def opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_url: str, *, timeout_s: int = 2
+) -> AsyncGenerator[Application]:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", base_url)
+    async with open_application(
+        tmp_path, default_model="openai-chat:gpt-4o-mini", model_timeout_seconds=timeout_s
+    ) as application:
+        yield application
+
+
 @pytest.mark.parametrize(
-    ("fault", "status"),
+    ("fault", "prompt", "status"),
     [
-        ("429", 429),
-        ("500", 502),
-        ("503", 502),
-        ("401", 502),
-        ("bad-json", 502),
-        ("empty", 502),
-        ("error-in-200", 502),
-        ("reset", 502),
-        ("cut", 502),
-        ("hang", 504),
-        ("drip", 504),
+        *((fault, PLAIN, 502) for fault in get_args(Fault) if fault not in _OTHERS and "stream" not in fault),
+        *((fault, WRITTEN_OUT, 502) for fault in ("bad-json", "empty")),
+        ("429", PLAIN, 429),
+        ("hang", PLAIN, 504),
+        ("drip", PLAIN, 504),
     ],
 )
 async def test_each_fault_has_its_status_and_the_next_call_succeeds(
     fault: Fault,
+    prompt: str,
     status: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    async with FakeProvider() as fake:
-        monkeypatch.setenv("OPENAI_BASE_URL", fake.base_url)
-        async with open_application(
-            tmp_path, default_model="openai-chat:gpt-4o-mini", model_timeout_seconds=3
-        ) as application:
-            started = monotonic()
-            reply = await application.prompt(f"fault:{fault}")
-            took_s = monotonic() - started
-            calls = fake.calls
-            good = await application.prompt("and now?")
+    async with FakeProvider(fault=fault) as fake, opened(tmp_path, monkeypatch, fake.base_url) as application:
+        started = monotonic()
+        reply = await application.prompt(prompt)
+        took_s = monotonic() - started
+        calls = fake.calls
+        fake.fault = None
+        good = await application.prompt(prompt)
     assert reply.status_code == status
-    assert took_s < 3 + 2
-    assert calls <= 2
-    assert KEY not in reply.text + caplog.text
-    assert good.status_code == 200
+    assert took_s < 2 + 2
+    assert 1 <= calls <= 2
+    assert KEY not in reply.text + str(reply.headers) + caplog.text
     assert ("retry-after" in reply.headers) == (status == 429)
+    assert (good.status_code, good.headers["x-cache"]) == (200, "MISS")
+
+
+@pytest.mark.parametrize("fault", [fault for fault in get_args(Fault) if fault not in ("503", "401", "reset")])
+async def test_a_stream_that_fails_says_so_and_is_never_complete(
+    fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with FakeProvider(fault=fault) as fake, opened(tmp_path, monkeypatch, fake.base_url) as application:
+        started = monotonic()
+        reply = await application.prompt(PLAIN, stream=True)
+        took_s = monotonic() - started
+        calls = fake.calls
+        fake.fault = None
+        good = await application.prompt(PLAIN, stream=True)
+    assert "event: done" not in reply.text
+    if reply.status_code == 200:
+        assert reply.text.count("event: error") == 1
+    else:
+        assert reply.status_code in (429, 502, 504)
+    assert took_s < 2 + 2
+    assert 1 <= calls <= 2
+    assert KEY not in reply.text + str(reply.headers) + caplog.text
+    assert good.headers["x-cache"] == "MISS"
+    assert "event: done" in good.text
+
+
+@pytest.mark.parametrize("mode", ["blackhole", "hang", "half-close"])
+async def test_a_connection_that_leads_nowhere_ends_with_the_deadline(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeProvider() as fake, FaultProxy("127.0.0.1", fake.port) as proxy:
+        base_url = f"http://127.0.0.1:{proxy.port}/v1"
+        async with opened(tmp_path, monkeypatch, base_url) as application:
+            assert (await application.prompt("before")).status_code == 200
+            proxy.mode = mode
+            started = monotonic()
+            reply = await application.prompt("during")
+            took_s = monotonic() - started
+            proxy.mode = "pass"
+            good = await application.prompt("after")
+    assert reply.status_code == (502 if mode == "half-close" else 504)
+    assert took_s < 2 + 2
+    assert proxy.accepted <= 3
+    assert good.status_code == 200
+
+
+async def test_the_faults_are_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The positive control: without one, the same questions are answered, kept, and done."""
+    async with FakeProvider() as fake, opened(tmp_path, monkeypatch, fake.base_url) as application:
+        assert (await application.prompt(PLAIN)).status_code == 200
+        assert (await application.prompt(WRITTEN_OUT)).status_code == 200
+        again = await application.prompt(PLAIN, stream=True)
+    assert "event: done" in again.text
+    assert again.headers["x-cache"] == "HIT"
+    assert fake.calls == 2
 
 
 @pytest.mark.parametrize("outage_s", [5.0, pytest.param(30.0, marks=pytest.mark.soak)])
