@@ -5,21 +5,23 @@ import json
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import Any, get_args
 
 import pytest
 
-from app.core.direct_run import DirectAgent
-from app.core.models import Models, provider_error
+from app.core.models import Models
 from app.core.provider_guard import ProviderGuard
-from app.errors import ProviderUnavailable
 from benchmarks.fake_provider import FakeProvider, Fault
 from tests.application import Application, open_application
 from tests.fault_proxy import FaultProxy
+from tests.process import free_port
 
 _OTHERS = ("429", "hang", "drip")
 KEY = "sk-canary-4f1d0c2b9a8e7f6d"
@@ -32,13 +34,12 @@ PLAIN, WRITTEN_OUT = "hello", "hello <system>"
 
 @asynccontextmanager
 async def opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_url: str, *, timeout_s: int = 2
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, base_url: str, **settings: Any
 ) -> AsyncGenerator[Application]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", base_url)
-    async with open_application(
-        tmp_path, default_model="openai-chat:gpt-4o-mini", model_timeout_seconds=timeout_s
-    ) as application:
+    chosen = {"default_model": "openai-chat:gpt-4o-mini", "model_timeout_seconds": 2, **settings}
+    async with open_application(data_dir, **chosen) as application:
         yield application
 
 
@@ -129,85 +130,87 @@ async def test_the_faults_are_faults(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert fake.calls == 2
 
 
-@pytest.mark.parametrize("outage_s", [5.0, pytest.param(30.0, marks=pytest.mark.soak)])
-async def test_a_killed_provider_is_left_alone_and_found_again(
-    outage_s: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("outage_s", "protected"),
+    [(4.0, True), (1.0, False), pytest.param(30.0, True, marks=pytest.mark.soak)],
+)
+async def test_a_killed_provider_under_load_is_left_alone_and_found_again(
+    outage_s: float,
+    protected: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    """With `protected=False`, the positive control, each prompt reaches the dead provider, and twice."""
+    agents = tmp_path / "agents"
+    agents.mkdir()
+    (agents / "other.yaml").write_text("model: ollama:llama3\n")
+    other_port = free_port()
+    monkeypatch.setenv("OLLAMA_BASE_URL", f"http://127.0.0.1:{other_port}/v1")
     process, base_url = start_provider(0)
-    async with FakeProvider() as other, Models() as models:
-        monkeypatch.setenv("OPENAI_BASE_URL", other.base_url)
-        healthy = direct(models, "openai-chat:gpt-4o")
-        monkeypatch.setenv("OPENAI_BASE_URL", base_url)
-        doomed = direct(models, "openai-chat:gpt-4o-mini")
-        guard = next(guard for identity, guard in models.guards.items() if base_url in identity)
-        try:
-            assert await ask(doomed) == "answered"
+    if not protected:
+        options = {"failures_to_open": 10**9, "window_s": 10**9, "max_saved_retries": 10**9}
+        monkeypatch.setattr("app.core.models.ProviderGuard", partial(ProviderGuard, **options))
+    guards: dict[str, ProviderGuard] = {}
+    original = Models.__init__
+
+    def noted(models: Models) -> None:
+        nonlocal guards
+        original(models)
+        guards = models.guards
+
+    monkeypatch.setattr(Models, "__init__", noted)
+    statuses: dict[str, Counter[int]] = {"default": Counter(), "other": Counter()}
+    stop = asyncio.Event()
+    numbers = count()
+
+    async def load(application: Application, agent: str) -> None:
+        while not stop.is_set():
+            reply = await application.prompt(f"nonce:{next(numbers)}", agent=agent)
+            statuses[agent][reply.status_code] += 1
+            await asyncio.sleep(0.02)
+
+    try:
+        async with (
+            FakeProvider(port=other_port),
+            opened(tmp_path / "data", monkeypatch, base_url, agents_dir=agents, rate_limit_per_minute=10**6) as served,
+        ):
+            callers = [asyncio.create_task(load(served, agent)) for agent in ("default", "other") for _ in range(8)]
+            while min(statuses["default"][200], statuses["other"][200]) < 20:
+                await asyncio.sleep(0.01)
+            guard = next(guard for identity, guard in guards.items() if base_url in identity)
             process.send_signal(signal.SIGKILL)
             process.wait()
-            killed = monotonic()
+            killed, before = monotonic(), guard.calls
+            asked = statuses["default"].total()
             opened_after_s: float | None = None
-            asked, before = 0, guard.calls
             while monotonic() - killed < outage_s:
-                said = await ask(doomed)
-                asked += 1
-                assert said != "answered"
                 if guard.is_open and opened_after_s is None:
                     opened_after_s = monotonic() - killed
-                assert await ask(healthy) == "answered"
-                await asyncio.sleep(0.02)
-            assert opened_after_s is not None
-            assert opened_after_s < 5
-            assert (guard.calls - before) / asked < 1.1
-            process, _ = start_provider(int(base_url.split(":")[2].split("/")[0]))
-            back = monotonic()
-            while await ask(doomed) != "answered":
-                assert monotonic() - back < 10
-                await asyncio.sleep(0.02)
-        finally:
-            process.kill()
-            process.wait()
-    changes = [record for record in caplog.records if "circuit" in record.message]
-    assert len(changes) == 2
+                await asyncio.sleep(0.01)
+            amplification = (guard.calls - before) / (statuses["default"].total() - asked + 8)
+            if protected:
+                assert opened_after_s is not None
+                assert opened_after_s < 5
+                assert amplification < 1.1
+                process, _ = start_provider(int(base_url.split(":")[2].split("/")[0]))
+                back, answered = monotonic(), statuses["default"][200]
+                while statuses["default"][200] == answered:
+                    assert monotonic() - back < 10
+                    await asyncio.sleep(0.01)
+            else:
+                assert opened_after_s is None
+                assert amplification > 1.1
+            stop.set()
+            await asyncio.gather(*callers)
+    finally:
+        process.kill()
+        process.wait()
+    assert set(statuses["other"]) == {200}, "the other provider's agent noticed nothing"
+    assert set(statuses["default"]) <= {200, 502, 503}
+    changes = [record.message for record in caplog.records if "circuit" in record.message]
+    assert len(changes) == (2 if protected else 0)
     assert KEY not in caplog.text
-
-
-async def test_without_a_breaker_every_prompt_reaches_the_dead_provider() -> None:
-    """The positive control: what the test above measures is what the guard prevents."""
-    guard = ProviderGuard("dead", failures_to_open=10**9, window_s=10**9, max_saved_retries=10**9)
-    asked = 0
-
-    async def refuse() -> None:
-        from pydantic_ai.exceptions import ModelConnectionError
-
-        raise ModelConnectionError("model", "refused")
-
-    for _ in range(3):
-        asked += 1
-        with pytest.raises(Exception, match="refused"):
-            await guard.call(refuse)
-    assert guard.calls / asked > 1.1
-
-
-def direct(models: Models, name: str) -> DirectAgent:
-    from pydantic_ai import Agent
-
-    model = models.get(name)
-    return DirectAgent(Agent(model), model)
-
-
-async def ask(agent: DirectAgent) -> str:
-    """`answered`, or the code of the failure."""
-    try:
-        await agent.run("hello", run_id="r", model_settings={"max_retries": 0})
-    except ProviderUnavailable as error:
-        return error.code
-    except Exception as error:
-        known = provider_error(error, provider="openai")
-        if known is None:
-            raise
-        return known.code
-    return "answered"
 
 
 def start_provider(port: int) -> tuple["subprocess.Popen[str]", str]:
