@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench bench-peers load soak browser nginx constraints clean python
+.PHONY: audit licences sbom help serve test check bench bench-peers load soak browser nginx constraints clean python
 
 help: ## Print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,20 @@ nginx: ## Install Debian's nginx, which the tests of several replicas want (as r
 constraints: ## Choose the versions anew, none younger than a week, with hashes (needs uv)
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --exclude-newer "$(COOLING)" --generate-hashes --all-extras \
 		--no-header --no-emit-index-url --no-emit-find-links --output-file constraints.txt pyproject.toml
+
+licences: .venv/dev.stamp ## Print the licence of every installed package; tests/security fails on one that nobody looked at
+	@$(BIN)/python .ci/bill.py licences
+
+sbom: .venv/dev.stamp ## Print the bill of materials of the environment as CycloneDX JSON
+	@$(BIN)/python .ci/bill.py
+
+audit: benchmarks/.venvs/audit.stamp ## Look the pins up among known vulnerabilities (needs the advisories of the package index)
+	@$(PYTHON) .ci/audit.py benchmarks/.venvs/audit/bin/pip-audit
+
+benchmarks/.venvs/audit.stamp: | python
+	@$(PYTHON) -m venv benchmarks/.venvs/audit
+	@benchmarks/.venvs/audit/bin/python -m pip --disable-pip-version-check --quiet install 'pip-audit>=2.9'
+	@touch $@
 
 clean: ## Remove the environment and everything generated; data/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
