@@ -18,7 +18,7 @@ def picture(server: ServerProcess) -> tuple[int, int]:
 def test_a_killed_replica_is_counted_on_and_never_twice(replicas: Replicas) -> None:
     one, two = replicas.servers
     wait_for(one, two)
-    before = picture(one)[1]
+    before = settled(one, two)
     for number in range(20):
         ask(replicas.servers[number % 2], f"nonce:counted-{number}")
     wait_for(one, two, prompts=before + 20)
@@ -37,6 +37,19 @@ def test_a_killed_replica_is_counted_on_and_never_twice(replicas: Replicas) -> N
     for number in range(10):
         ask(replicas.servers[number % 2], f"nonce:counted-after-{number}")
     wait_for(*replicas.servers, prompts=before + 30)
+
+
+def settled(*servers: ServerProcess) -> int:
+    """How many prompts all say that there were, once what came before this test has arrived everywhere."""
+    deadline = time.monotonic() + DEADLINE_S
+    last, since = None, time.monotonic()
+    while last is None or time.monotonic() - since < 4:
+        assert time.monotonic() < deadline, "it goes on counting"
+        found = {picture(server)[1] for server in servers}
+        if found != last or len(found) > 1:
+            last, since = found, time.monotonic()
+        time.sleep(0.2)
+    return last.pop()
 
 
 def wait_for(*servers: ServerProcess, prompts: int | None = None) -> None:

@@ -181,7 +181,7 @@ from app.stores import redis_link
 from tests.stores.test_shared_store import open_by_name
 
 # As patient as the process of the tests.
-redis_link.DEADLINE_S = redis_link._POOL_WAIT_S = redis_link._OURS["socket_connect_timeout"] = 10.0
+redis_link.DEADLINE_S = redis_link._POOL_WAIT_S = 10.0
 
 async def main():
     store = await open_by_name(sys.argv[1])
