@@ -26,6 +26,28 @@ def markdown(ours: Results | None, peers: Results | None) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def short(ours: Results | None, peers: Results | None) -> str:
+    """The table of goals alone, for the README."""
+    lines = ["| goal | must | aim | reached |", "|---|---|---|---|"]
+    for goals, results in ((GOALS, ours), (PEER_GOALS, peers)):
+        for goal in goals:
+            figure = goal.reached(results or {})
+            must, aim = goal.words or (goal.shown(goal.must), goal.shown(goal.aim))
+            reached = "not measured" if figure is None else goal.shown(figure.median)
+            missed = ", **missed**" if goal.verdict(figure) == "no" else ""
+            lines.append(f"| {goal.name} | {must} | {aim} | {reached}{missed} |")
+    about = [_moment(results) for results in (ours, peers) if results]
+    return "\n".join([*lines, "", *about])
+
+
+def _moment(results: Results) -> str:
+    machine, others = results["facts"], _others(results)
+    line = f"`{results['command']}`, commit {machine['commit']}, {machine['date']}, {machine['cores']} cores"
+    if others is not None and others["median"] >= _BUSY_PERCENT:
+        line += f", other programs busy on {others['median']:.0f} % of them: provisional"
+    return f"{line}."
+
+
 def goal_lines(goals: tuple[Goal, ...], results: Results) -> list[tuple[str, str]]:
     """Name and verdict of each goal."""
     return [(goal.name, goal.verdict(goal.reached(results))) for goal in goals]
@@ -55,7 +77,7 @@ def _goal_line(goal: Goal, results: Results, reasons: list[str]) -> str:
 def _provenance(results: Results) -> list[str]:
     machine, others = results["facts"], _others(results)
     apart = "different cores" if machine["apart"] else "the same core"
-    busy = others and others["high"] >= _BUSY_PERCENT
+    busy = others and others["median"] >= _BUSY_PERCENT
     run = (
         f"`{results['command']}` at commit {machine['commit']}{' with changes' if machine['changed'] else ''}, "
         f"{machine['date']}, {results['took_s'] / 60:.0f} minutes. {machine['cores']} cores of {machine['cpu']}, "

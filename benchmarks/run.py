@@ -19,7 +19,7 @@ from benchmarks.footprint import cold_starts, memory
 from benchmarks.goals import GOALS, PEER_GOALS
 from benchmarks.machine import Steal, facts
 from benchmarks.peers import PEERS
-from benchmarks.report import goal_lines, markdown
+from benchmarks.report import goal_lines, markdown, short
 from benchmarks.rows import ROWS, measure_row, say
 from benchmarks.running import SERVER_CORES, Running, fake_provider, homes, pinned, serve
 from benchmarks.subjects import (
@@ -35,6 +35,8 @@ from benchmarks.subjects import (
 )
 
 PAGE = HERE / "RESULTS.md"
+README = ROOT / "README.md"
+MARKS = ("<!-- written by make bench -->\n", "<!-- until here -->\n")
 FIGURES = {"ours": HERE / "results.json", "peers": HERE / "results-peers.json"}
 
 
@@ -46,7 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="counted time of one measurement")
     parser.add_argument("--row", action="append", default=[], help="only rows whose name holds this; writes nothing")
-    parser.add_argument("--page", action="store_true", help="measure nothing, write RESULTS.md anew from the figures")
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the tables anew from the figures")
     options = parser.parse_args()
     if not options.page:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -66,8 +68,16 @@ def main() -> None:
         FIGURES[kind].write_text(json.dumps(results, indent=1) + "\n")
     ours, peers = (json.loads(path.read_text()) if path.exists() else None for path in FIGURES.values())
     PAGE.write_text(markdown(ours, peers))
+    README.write_text(between_marks(README.read_text(), short(ours, peers)))
     for name, verdict in [*goal_lines(GOALS, ours or {}), *goal_lines(PEER_GOALS, peers or {})]:
         print(f"{verdict:12} {name}")
+
+
+def between_marks(page: str, table: str) -> str:
+    """`page` with `table` between its marks; as it is where it has none."""
+    before, mark, rest = page.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    return f"{before}{mark}\n{table}\n\n{end}{after}" if mark and end else page
 
 
 def measure(

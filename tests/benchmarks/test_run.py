@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from benchmarks.goals import GOALS, PEER_GOALS, REASONS
-from benchmarks.report import goal_lines, markdown, shown
+from benchmarks.report import goal_lines, markdown, short, shown
 from benchmarks.rows import HIT_MANY, MANY, ROWS, spread
+from benchmarks.run import MARKS, README, between_marks
 from benchmarks.subjects import AGENT, BARE, BEFORE, FASTAPI, MNEMOSINE, installed
 
 Figures = dict[str, Any]
@@ -106,6 +107,17 @@ def test_other_programs_make_the_figures_provisional() -> None:
             subject["others_percent"] = [40.0, 50.0]
     assert "Other programs kept 45.0 (40.0–50.0) % of the machine busy" in markdown(busy, None)
     assert "provisional" in markdown(busy, None)
+
+
+def test_the_readme_shows_the_short_table_between_its_marks() -> None:
+    table = short(figures(), None)
+    assert "| cold start to the first answer, against before | -65 % | -80 % | -75 % |" in table
+    assert "| installed size against LiteLLM | -80 % | -85 % | not measured |" in table
+    page = f"a\n{MARKS[0]}old\n{MARKS[1]}b\n"
+    assert between_marks(page, "new") == f"a\n{MARKS[0]}\nnew\n\n{MARKS[1]}b\n"
+    assert between_marks(between_marks(page, "new"), "new") == between_marks(page, "new")
+    assert between_marks("no marks\n", "new") == "no marks\n"
+    assert all(mark in README.read_text() for mark in MARKS)
 
 
 def test_each_row_asks_what_its_subjects_understand() -> None:
