@@ -73,6 +73,17 @@ async def test_one_trace_from_http_through_cache_and_pool_to_model_and_database(
     assert key not in written
 
 
+async def test_a_stream_has_a_span_for_the_cache_too(exporter: InMemorySpanExporter, tmp_path: Path) -> None:
+    async with open_application(tmp_path / "data") as application:
+        states: list[object] = []
+        for _ in range(2):
+            exporter.clear()
+            assert "event: done" in (await application.prompt("said in pieces", stream=True)).text
+            trace = trace_of(exporter, "POST /api/v1/agent/prompt")
+            states += [attributes(trace["mnemosine.cache"])["mnemosine.cache.state"]]
+    assert states == ["MISS", "HIT"]
+
+
 async def test_the_trace_of_the_caller_goes_on(exporter: InMemorySpanExporter, tmp_path: Path) -> None:
     async with open_application(tmp_path / "data") as application:
         parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -89,6 +89,14 @@ class PromptService:
             except LimitExceeded as refusal:
                 asked.raise_if_ours(refusal)
 
+    async def _open_telling(self, asked: "_Asked", stack: AsyncExitStack) -> Telling:
+        while True:
+            opening = self._cache.open_stream(asked.key, asked.run, **asked.cache_options)
+            try:
+                return await stack.enter_async_context(opening)
+            except LimitExceeded as refusal:
+                asked.raise_if_ours(refusal)
+
     @asynccontextmanager
     async def stream(self, caller: Caller, question: Question) -> AsyncGenerator[AsyncGenerator[RunEvent]]:
         """The agent's answer to `question` while it is made: `Started` first, the `Answer` last.
@@ -100,13 +108,10 @@ class PromptService:
             question, keep = await stack.enter_async_context(self._continuing(caller, question))
             asked = self._asked(caller, question)
             record = stack.enter_context(self._recording(caller, asked))
-            while True:
-                opening = self._cache.open_stream(asked.key, asked.run, **asked.cache_options)
-                try:
-                    telling = await stack.enter_async_context(opening)
-                    break
-                except LimitExceeded as refusal:
-                    asked.raise_if_ours(refusal)
+            # Until it is known where the answer comes from; what a run does after that lies below it all the same.
+            with tracing.span("mnemosine.cache", gen_ai__agent__name=asked.definition.name) as span:
+                telling = await self._open_telling(asked, stack)
+                span.set_attribute("mnemosine.cache.state", telling.state)
             events = self._events(asked, telling, record, keep)
             try:
                 yield events
