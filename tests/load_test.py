@@ -21,15 +21,24 @@ class Caller(HttpUser):
 
     wait_time = between(0.05, 0.2)
 
+    token = ""
+    """That of whoever signed in last: the server limits sign-ins, so not every caller gets one of its own."""
+
     def on_start(self) -> None:
-        """Sign in; the token goes with every request."""
-        self.sign_in()
+        """Sign in, or go with the token of another caller."""
+        if not Caller.token:
+            self.sign_in()
+        self.client.headers["Authorization"] = f"Bearer {Caller.token}"
 
     @task(1)
     def sign_in(self) -> None:
         form = {"username": os.environ.get("ADMIN_USERNAME", "admin"), "password": os.environ["ADMIN_PASSWORD"]}
-        reply = self.client.post("/api/v1/auth/token", data=form)
-        self.client.headers["Authorization"] = f"Bearer {reply.json()['access_token']}"
+        with self.client.post("/api/v1/auth/token", data=form, catch_response=True) as reply:
+            if reply.status_code == 200:
+                Caller.token = reply.json()["access_token"]
+                self.client.headers["Authorization"] = f"Bearer {Caller.token}"
+            elif reply.status_code == 429 and Caller.token:
+                reply.success()  # at the limit for sign-ins, as it should be
 
     @task(60)
     def ask_hot(self) -> None:
