@@ -173,15 +173,16 @@ async def open_runtime(
         runs = RunLog(database, worker=worker)
         stack.push_async_callback(runs.aclose)
         runs.start()
+        store = await _open_store(settings)
+        stack.push_async_callback(store.aclose)
         conversations = Conversations(
             database,
+            claim=store.claim,
             wait_s=settings.model_timeout_seconds,
             retention_days=settings.conversation_retention_days,
         )
         stack.push_async_callback(conversations.aclose)
         conversations.start()
-        store = await _open_store(settings)
-        stack.push_async_callback(store.aclose)
         several = settings.workers > 1 or settings.redis_url is not None
         cache = CacheService(
             MemoryStore(max_bytes=settings.cache_max_bytes),

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -32,7 +32,7 @@ from app.db.conversations import (
     sweep_conversations,
 )
 from app.db.paging import Page
-from app.errors import Conflict, DatabaseUnavailable, NotFound
+from app.errors import Conflict, DatabaseUnavailable, NotFound, StoreUnavailable
 
 __all__ = ["ConversationRow", "Conversations", "EntryRow", "Turn"]
 
@@ -43,8 +43,12 @@ MAX_MESSAGES = 10_000
 _ABSENT = "there is no such conversation"
 _BUSY = "another prompt is being answered in this conversation; wait for it, or ask with on_busy=wait"
 _SWEEP_BATCH = 20
+_SWEEP_MESSAGES = 2000
+"""In one transaction: on SQLite nobody else writes meanwhile."""
 _APPEND_TRIES = 3
 
+Claim = Callable[..., Awaitable[bool]]
+"""`SharedStore.claim`."""
 Key = tuple[str, str]
 """Owner and id."""
 
@@ -68,13 +72,16 @@ class Conversations:
         lease_s: float = 15.0,
         retention_days: float = 0,
         sweep_every_s: float = 60.0,
+        claim: Claim | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        """With `claim`, one of all processes sweeps; without it, each does."""
         self._database = database
         self._wait_s = wait_s
         self._lease_s = lease_s
         self._retention_days = retention_days
         self._sweep_every_s = sweep_every_s
+        self._claim_lease = claim
         self._jitter = jitter
         self._holder = uuid4().hex
         self._held: set[Key] = set()
@@ -208,7 +215,9 @@ class Conversations:
         swept = 0
         while True:
             async with self._database.write() as session:
-                batch = await sweep_conversations(session, unused_since=since, limit=_SWEEP_BATCH)
+                batch = await sweep_conversations(
+                    session, unused_since=since, limit=_SWEEP_BATCH, max_messages=_SWEEP_MESSAGES
+                )
             swept += batch
             if batch == 0:
                 return swept
@@ -282,10 +291,17 @@ class Conversations:
         while True:
             await asyncio.sleep(self._sweep_every_s * (0.5 + self._jitter()))
             try:
-                if swept := await self.sweep():
+                if await self._is_the_sweeper() and (swept := await self.sweep()):
                     _log.info("%d conversations were removed", swept)
-            except DatabaseUnavailable:
+            except (DatabaseUnavailable, StoreUnavailable):
                 continue
+
+    async def _is_the_sweeper(self) -> bool:
+        if self._claim_lease is None:
+            return True
+        # Longer than it takes to come here again, so that it stays with one process.
+        ttl_s = 2 * self._sweep_every_s + self._lease_s
+        return await self._claim_lease(b"conversation sweep", self._holder, ttl_s=ttl_s)
 
 
 class Turn:

@@ -249,18 +249,25 @@ async def bury_conversations(session: AsyncSession, owner: str) -> None:
         await session.execute(update(table).where(table.c.owner == owner).values(owner=_GRAVE + owner, **age))
 
 
-async def sweep_conversations(session: AsyncSession, *, unused_since: datetime | None, limit: int) -> int:
+async def sweep_conversations(
+    session: AsyncSession, *, unused_since: datetime | None, limit: int, max_messages: int
+) -> int:
     """Remove at most `limit` conversations, of deleted users and such as nobody used since; gives how many.
 
-    One that is being answered stays. Several processes may sweep at once and do not wait for each other.
+    Those have at most `max_messages` together, or it is one. One that is being answered stays. Several processes may
+    sweep at once and do not wait for each other.
     """
     idle = or_(conversations.c.busy_until.is_(None), conversations.c.busy_until < now(session))
     old = conversations.c.updated_at < (unused_since or _LONG_AGO + timedelta(days=1))
-    query = select(conversations.c.owner, conversations.c.id).where(old, idle).limit(limit)
-    rows = (await session.execute(query.with_for_update(skip_locked=True))).all()
-    for owner, conversation_id in rows:
+    query = select(conversations.c.owner, conversations.c.id, conversations.c.length).where(old, idle).limit(limit)
+    swept = messages = 0
+    for owner, conversation_id, length in (await session.execute(query.with_for_update(skip_locked=True))).all():
+        messages += length
+        if swept and messages > max_messages:
+            break
         await delete_conversation(session, owner, conversation_id)
-    return len(rows)
+        swept += 1
+    return swept
 
 
 def _is(owner: str, conversation_id: str) -> tuple[ColumnElement[bool], ...]:
