@@ -89,9 +89,12 @@ Peer = Annotated[str, Depends(_peer)]
 
 async def _agent_room(runtime: RuntimeDep) -> AgentRoom:
     # A prompt that comes while the agents are still being loaded waits for them.
+    loaded = runtime.agent_room
+    if loaded.done() and not loaded.cancelled() and loaded.exception() is None:
+        return loaded.result()
     try:
         async with asyncio.timeout(30):
-            return await asyncio.shield(runtime.agent_room)
+            return await asyncio.shield(loaded)
     except TimeoutError as error:
         raise Unavailable("the agents are still being loaded", retry_after_s=5) from error
     except Exception as error:

@@ -235,7 +235,10 @@ class DirectAgent:
 
     def _answered(self, response: ModelResponse | None) -> Model[Any]:
         """The model, with its first answer where it was received already; of that one no event is told again."""
-        return self._model if response is None else _AlreadyAnswered(self._model, response)
+        if response is None:
+            return self._model
+        fill_cost(response)  # The graph asks the whole price list where there is none yet.
+        return _AlreadyAnswered(self._model, response)
 
     async def _learn(self, instructions: str | None) -> "_Pattern":
         probe = _Probe(self._model)

@@ -32,6 +32,7 @@ from pydantic_core import from_json
 from yarl import URL
 
 from app.core.plain_chat import Form, PlainAnswers, can_be_plain
+from app.core.prices import fill_cost
 
 _FIELDS = [
     "model",
@@ -156,13 +157,14 @@ class LeanChatModel(OpenAIChatModel):
         provider = cast("Any", model.provider)
         super().__init__(model.model_name, provider=provider, profile=PROFILE, settings=model.settings)
         self._lean = _Client(cast("AsyncOpenAI", provider.client), http)
-        self._plain = PlainAnswers(self, provider.name, provider.base_url) if can_be_plain(self) else None
+        if can_be_plain(self):
+            self._lean.plain = PlainAnswers(self, provider.name, provider.base_url)
 
     async def form(
         self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
     ) -> Form | None:
         """What `request` would send, with a gap where `messages` say `MARK`; `None` where there can be none."""
-        if self._plain is None:
+        if self._lean is None or self._lean.plain is None:
             return None
         token = _writes_a_form.set(True)
         try:
@@ -176,13 +178,12 @@ class LeanChatModel(OpenAIChatModel):
     async def answer(self, form: Form, prompt: str) -> ModelResponse:
         """What `request` gives for the messages of `form` with this `prompt`. Raises what it raises."""
         assert self._lean is not None
-        assert self._plain is not None
         try:
             answer, raw = await self._lean.post(form.head, form.filled(prompt), timeout_s=form.timeout_s)
         except APIError:
             with map_api_errors(self.model_name, self._provider.model_id_namespace):
                 raise
-        if answer.content_type.endswith("json") and (response := self._plain.read(raw)) is not None:
+        if (response := self._lean.plain_response(raw, answer)) is not None:
             return response
         with map_api_errors(self.model_name, self._provider.model_id_namespace), map_decode_errors(self.model_name):
             completion = await self._lean.completion(raw, answer, form.head)
@@ -249,6 +250,8 @@ class _Client:
         self._http = http
         self._client = sdk._client
         self._heads: dict[object, httpx2.Request] = {}
+        self.plain: PlainAnswers | None = None
+        """Reads what is plain; `None` for a model whose answers have to be looked at each time."""
         # The mapping reaches the call as `client.chat.completions.create`.
         self.chat = self
         self.completions = self
@@ -286,9 +289,18 @@ class _Client:
         if _writes_a_form.get():
             raise _Written(Form.of(request, data, limit))
         answer, raw = await self.post(request, data, timeout_s=limit, stream=stream)
-        return (
-            _Chunks(self._sdk, self._http, answer, request) if stream else await self.completion(raw, answer, request)
-        )
+        if stream:
+            return _Chunks(self._sdk, self._http, answer, request)
+        return self.plain_response(raw, answer) or await self.completion(raw, answer, request)
+
+    def plain_response(self, raw: bytes, answer: aiohttp.ClientResponse) -> ModelResponse | None:
+        """The response with its price, where it is plain. The mapping passes on a `ModelResponse` as it is."""
+        if self.plain is None or not answer.content_type.endswith("json"):
+            return None
+        response = self.plain.read(raw)
+        if response is not None:
+            fill_cost(response)
+        return response
 
     async def post(
         self, request: httpx2.Request, data: bytes, *, timeout_s: float | None, stream: bool = False
