@@ -4,7 +4,7 @@
 
 locust is not part of the dev extra; `pip install locust` into an environment of its own.
 """
-# pyright: basic, reportMissingImports=false
+# pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
 
 import os
 import random
