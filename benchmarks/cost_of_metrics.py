@@ -3,7 +3,8 @@
 One request after another through the front door of the whole application, in this process, in alternating rounds: with
 everything that is measured, and with none of it (no counters, no histograms, no stories, no reports to other workers,
 no watch over the loop). CPU time, since the machine may be shared; median of the ratios with extremes.
-There is no socket in it; `benchmarks.cached_hit` says what a served hit costs, and so which share of it this is.
+There is no socket in it. `--served` compares two servers over HTTP instead, in turns, with 32 connections: ours, and
+the same one that records nothing (`benchmarks.unmeasured_server`).
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -25,6 +27,10 @@ from app.config import load_settings
 from app.core.metrics import Metrics
 from app.main import create_app
 from app.runtime import prepare
+from benchmarks.report import shown
+from benchmarks.rows import Row, measure_row, spread
+from benchmarks.running import fake_provider, homes, serve
+from benchmarks.subjects import MNEMOSINE
 
 PASSWORD = "a password for benchmarks"
 
@@ -140,13 +146,38 @@ async def _pause() -> None:
     await asyncio.sleep(0)
 
 
+def serve_both(rounds: int, seconds: float = 2.0) -> None:
+    """Print rate and CPU of a hit with and without recording, and their ratios by round."""
+    command = ("-m", "benchmarks.unmeasured_server", *MNEMOSINE.command[2:])
+    measured = replace(MNEMOSINE, environment=None)
+    unmeasured = replace(MNEMOSINE, name="unmeasured", environment=None, command=command)
+    with ExitStack() as stack:
+        provider = stack.enter_context(fake_provider())
+        folders = stack.enter_context(homes((measured, unmeasured)))
+        up = [
+            stack.enter_context(serve(one, provider, folders[one.name], for_load=True))
+            for one in (measured, unmeasured)
+        ]
+        row = Row("cached", "cached", 32)
+        found = measure_row(row, up, provider, rounds=rounds, seconds=seconds, rates={})["subjects"]
+    for name, told in found.items():
+        rate, cpu = spread(told["per_second"]), spread([1000 * one for one in told["cpu_ms"]])
+        print(f"{name:<12} {shown(rate)} hits/s, {shown(cpu)} µs CPU, {sum(told['errors']):.0f} errors")
+    with_all, without = found[measured.name]["cpu_ms"], found[unmeasured.name]["cpu_ms"]
+    print(f"CPU ratio    {shown(spread([one / other for one, other in zip(with_all, without, strict=True)]))}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_of_metrics", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--hits", type=int, default=3000)
+    parser.add_argument("--served", action="store_true", help="two servers over HTTP")
     options = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    asyncio.run(measure(options.rounds, options.hits))
+    if options.served:
+        serve_both(options.rounds)
+    else:
+        asyncio.run(measure(options.rounds, options.hits))
 
 
 if __name__ == "__main__":
