@@ -1,16 +1,17 @@
 """Streams: Mnemosine beside a plain FastAPI application around `agent.run_stream`, both as servers of one worker.
 
-    python -m benchmarks.streams --rounds 5 --seconds 4
+    python -m benchmarks.streams --rounds 5 --each 4
 
-Both ask the same fake provider (a third process), which answers in 20 chunks at once. Connections are a closed loop;
-every stream must hold the nonce of its prompt and end as it should. The two servers take turns in each round. Told are
-streams a second and the median time to the first text, for each number of connections: medians over the rounds with
-their spread, and the ratio of each round. `first text over the provider's` subtracts what the provider itself takes
-for one stream at a time. Several chunks that are there at once may leave Mnemosine as one event; the text is the same.
+Both ask the same fake provider (a third process), which answers in 20 chunks at once. Connections are a closed loop
+of `each` streams for each of them (`app/load.py`); every stream must hold the nonce of its prompt and end as it should.
+The servers take turns in each round. Told are, for each number of connections, streams a second, the median time to the
+first text, and the CPU time that the server's process spends on a stream: medians over the rounds with their spread,
+and the ratio of each round. On a busy machine the last is the honest one. `first text over the provider's` subtracts
+what the provider itself takes for one stream at a time. Several chunks that are there at once may leave Mnemosine as
+one event; the text is the same.
 """
 
 import argparse
-import asyncio
 import json
 import os
 import statistics
@@ -18,11 +19,13 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Any
 
 import aiohttp
+import psutil
+import uvloop
 
+from app.load import Load, Report, run_load
 from benchmarks.uncached_prompt import PASSWORD, ROOT, reached, started
 from tests.process import free_port
 
@@ -31,54 +34,42 @@ CONNECTIONS = (1, 50, 200)
 
 @dataclass
 class Target:
+    process: psutil.Process
     url: str
     headers: dict[str, str]
     body: dict[str, Any]
-    last_words: bytes
+
+    def cpu_s(self) -> float:
+        used = self.process.cpu_times()
+        return used.user + used.system
 
 
 @dataclass
 class Measured:
     streams_per_second: list[float] = field(default_factory=list[float])
     first_text_ms: list[float] = field(default_factory=list[float])
+    cpu_us: list[float] = field(default_factory=list[float])
 
 
-async def load(target: Target, *, connections: int, seconds: float, mark: str) -> tuple[float, float]:
-    """Streams a second, and the median milliseconds to the first text."""
-    first: list[float] = []
-    finished = 0
-    ends = perf_counter() + seconds
-    stopped = ends
-
-    async def one(session: aiohttp.ClientSession, number: int) -> None:
-        nonlocal finished, stopped
-        at = 0
-        while perf_counter() < ends:
-            nonce = f"nonce:{mark}-{number}-{at}"
-            at += 1
-            began = perf_counter()
-            spoke: float | None = None
-            said = b""
-            body = json.loads(json.dumps(target.body).replace("NONCE", nonce))
-            async with session.post(target.url, json=body, headers=target.headers) as reply:
-                async for piece in reply.content.iter_any():
-                    said += piece
-                    if spoke is None and (b'"text"' in said or b'"content":"T' in said):
-                        spoke = perf_counter() - began
-            if reply.status != 200 or spoke is None or not said.rstrip().endswith(target.last_words):
-                raise RuntimeError(f"{target.url} answered {reply.status}: {said[-300:]!r}")
-            first.append(spoke * 1000)
-            finished += 1
-            stopped = max(stopped, perf_counter())
-
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        began = perf_counter()
-        await asyncio.gather(*(one(session, number) for number in range(connections)))
-    return finished / (stopped - began), statistics.median(first)
+async def load(target: Target, *, connections: int, streams: int) -> tuple[Report, float]:
+    """What the load met, and the microseconds of CPU that the server spent on a stream."""
+    before = target.cpu_s()
+    report = await run_load(
+        Load(
+            target.url,
+            [json.dumps(target.body)],
+            headers=target.headers,
+            connections=connections,
+            requests=streams,
+            streamed=True,
+        )
+    )
+    if report.errors:
+        raise RuntimeError(f"{target.url}: {report.errors}, {report.examples}")
+    return report, (target.cpu_s() - before) / report.completed * 1e6
 
 
-async def measure(base_url: str, *, rounds: int, seconds: float) -> dict[str, object]:
+async def measure(base_url: str, provider_pid: int, *, rounds: int, each: int) -> dict[str, object]:
     environment = {
         key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV"}
     } | {"OPENAI_API_KEY": "any", "OPENAI_BASE_URL": base_url, "PYTHONPATH": str(ROOT), "PYDANTIC_AI_NO_BANNER": "1"}
@@ -96,7 +87,7 @@ async def measure(base_url: str, *, rounds: int, seconds: float) -> dict[str, ob
         serve = [sys.executable, "-m", "app", "serve", "--port", str(our_port)]
         plain = [sys.executable, "-m", "uvicorn", "--factory", "benchmarks.plain_application:create_app"]
         plain += ["--port", str(plain_port), "--log-level", "warning", "--no-access-log"]
-        with started(plain, environment), started(serve, ours):
+        with started(plain, environment) as plain_pid, started(serve, ours) as our_pid:
             async with aiohttp.ClientSession() as session:
                 await reached(session, f"http://127.0.0.1:{plain_port}/livez")
                 await reached(session, f"http://127.0.0.1:{our_port}/readyz")
@@ -104,30 +95,37 @@ async def measure(base_url: str, *, rounds: int, seconds: float) -> dict[str, ob
                 async with session.post(f"http://127.0.0.1:{our_port}/api/v1/auth/token", data=form) as reply:
                     token = (await reply.json())["access_token"]
             headers = {"Authorization": f"Bearer {token}"}
-            chat = {"model": "talker", "messages": [{"role": "user", "content": "NONCE"}], "stream": True}
-            prompt = {"message": "NONCE", "agent": "talker", "stream": True}
+            said = "nonce:{nonce}"
+            chat = {"model": "talker", "messages": [{"role": "user", "content": said}], "stream": True}
+            prompt = {"message": said, "agent": "talker", "stream": True}
+            theirs, own = psutil.Process(plain_pid), psutil.Process(our_pid)
             targets = {
-                "plain": Target(f"http://127.0.0.1:{plain_port}/stream", {}, prompt, b"event: done\ndata: {}"),
-                "prompt": Target(f"http://127.0.0.1:{our_port}/api/v1/agent/prompt", headers, prompt, b"}"),
-                "chat": Target(f"http://127.0.0.1:{our_port}/v1/chat/completions", headers, chat, b"data: [DONE]"),
+                "plain": Target(theirs, f"http://127.0.0.1:{plain_port}/stream", {}, prompt),
+                "prompt": Target(own, f"http://127.0.0.1:{our_port}/api/v1/agent/prompt", headers, prompt),
+                "chat": Target(own, f"http://127.0.0.1:{our_port}/v1/chat/completions", headers, chat),
             }
-            provider = Target(f"{base_url}/chat/completions", {}, chat, b"data: [DONE]")
+            provider = Target(psutil.Process(provider_pid), f"{base_url}/chat/completions", {}, chat)
             found: dict[int, dict[str, Measured]] = {
                 connections: {name: Measured() for name in targets} for connections in CONNECTIONS
             }
-            _, alone_ms = await load(provider, connections=1, seconds=1, mark="provider")
+            alone, provider_us = await load(provider, connections=1, streams=200)
             for at in range(-1, rounds):
                 for connections, measured in found.items():
                     for name in sorted(targets, reverse=at % 2 == 0):
-                        mark = f"{name}{at}-{connections}"
-                        length = seconds if at >= 0 else 1.0  # the first round warms up
-                        rate, first = await load(targets[name], connections=connections, seconds=length, mark=mark)
-                        if at >= 0:
-                            measured[name].streams_per_second.append(rate)
-                            measured[name].first_text_ms.append(first)
-    return {"provider alone, first text ms": round(alone_ms, 2)} | {
-        f"{connections} connections": _told(measured, alone_ms) for connections, measured in found.items()
-    }
+                        streams = max(connections * each, 100)
+                        report, cpu_us = await load(targets[name], connections=connections, streams=streams)
+                        if at >= 0:  # the first round warms up
+                            measured[name].streams_per_second.append(report.per_second)
+                            measured[name].first_text_ms.append(report.first_token_ms.p50)
+                            measured[name].cpu_us.append(cpu_us)
+    alone_ms = alone.first_token_ms.p50
+    return {
+        "provider alone": {
+            "first text ms": round(alone_ms, 2),
+            "its cpu us": round(provider_us),
+            "the load's cpu us": round(alone.generator_cpu_s / alone.completed * 1e6),
+        }
+    } | {f"{connections} connections": _told(measured, alone_ms) for connections, measured in found.items()}
 
 
 def _told(measured: dict[str, Measured], alone_ms: float) -> dict[str, object]:
@@ -138,15 +136,19 @@ def _told(measured: dict[str, Measured], alone_ms: float) -> dict[str, object]:
             "streams/s": _spread(one.streams_per_second),
             "first text ms": _spread(one.first_text_ms),
             "first text over the provider's ms": round(statistics.median(one.first_text_ms) - alone_ms, 2),
+            "cpu us a stream": _spread(one.cpu_us),
         }
         if name != "plain":
-            rates = zip(one.streams_per_second, plain.streams_per_second, strict=True)
-            firsts = zip(one.first_text_ms, plain.first_text_ms, strict=True)
             told[f"{name} / plain"] = {
-                "streams/s": _spread([ours / theirs for ours, theirs in rates]),
-                "first text": _spread([ours / theirs for ours, theirs in firsts]),
+                "streams/s": _ratio(one.streams_per_second, plain.streams_per_second),
+                "first text": _ratio(one.first_text_ms, plain.first_text_ms),
+                "cpu": _ratio(one.cpu_us, plain.cpu_us),
             }
     return told
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    return _spread([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -160,14 +162,15 @@ def _spread(values: list[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--each", type=int, default=4)
     options = parser.parse_args()
     command = [sys.executable, "-m", "benchmarks.fake_provider", "--chunks", "20"]
     fake = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         assert fake.stdout is not None
         base_url = json.loads(fake.stdout.readline())["base_url"]
-        print(json.dumps(asyncio.run(measure(base_url, rounds=options.rounds, seconds=options.seconds)), indent=2))
+        found = uvloop.run(measure(base_url, fake.pid, rounds=options.rounds, each=options.each))
+        print(json.dumps(found, indent=2))
     finally:
         fake.terminate()
         fake.wait()
