@@ -30,7 +30,7 @@ from pydantic_ai.run import AgentRunResult, AgentRunResultEvent
 from pydantic_core import to_jsonable_python
 
 from app.core.agent_pool import PooledAgent
-from app.core.direct_run import DirectResult, text_of
+from app.core.direct_run import DirectResult
 from app.core.flights import Tell
 from app.core.run import (
     FinishReason,
@@ -43,6 +43,7 @@ from app.core.run import (
     ToolStarted,
     Usage,
 )
+from app.core.text_stream import text_of
 from app.errors import FieldFault, InvalidFields
 
 Result = DirectResult | AgentRunResult[Any]

@@ -13,7 +13,7 @@ from pydantic_ai import Agent, ModelMessage, ModelRequest, ModelResponse, ModelS
 from pydantic_ai._utils import fill_run_metadata
 from pydantic_ai._uuid import uuid7
 from pydantic_ai.agent import _AUTO_INJECT_CAPABILITY_TYPES
-from pydantic_ai.messages import PartDeltaEvent, PartStartEvent, TextPartDelta, UserContent, UserPromptPart
+from pydantic_ai.messages import UserContent, UserPromptPart
 from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.models._request_timeout import enforce_request_deadline, open_request_stream, start_request_deadline
 from pydantic_ai.models.wrapper import WrapperModel
@@ -25,6 +25,7 @@ from app.core.openai_chat import LeanChatModel
 from app.core.plain_chat import MARK, Form, is_plain
 from app.core.prices import fill_cost
 from app.core.provider_guard import GuardedModel
+from app.core.text_stream import StreamsTexts
 
 AnyAgent = Agent[Any, Any]
 
@@ -154,16 +155,26 @@ class DirectAgent:
         instructions: str | None = None,
         deps: Any = None,
     ) -> DirectResult | AgentRunResult[Any]:
-        """The same as `run`, with each of Pydantic AI's events passed to `tell`. Cancel it to end the stream."""
+        """The same as `run`, with Pydantic AI's events, or a text where one would say no more, passed to `tell`.
+
+        Cancel it to end the stream.
+        """
         asked = _Asked(prompt, run_id, model_settings, history, instructions, deps)
         prepared = await self._prepare(asked)
         if prepared is None:
             return await self._stream_by_graph(asked, tell)
         request, messages, settings, parameters = prepared
-        async with open_request_stream(self._model, messages, settings, parameters) as stream:
-            async for event in stream:
-                tell(event)
-            response = stream.get()
+        model = self._model
+        if isinstance(model, StreamsTexts) and model.streams_texts and not _has_deadline(model, settings):
+            async with model.open_texts(messages, settings, parameters) as texts:
+                async for text in texts:
+                    tell(text)
+            response = texts.response
+        else:
+            async with open_request_stream(model, messages, settings, parameters) as stream:
+                async for event in stream:
+                    tell(event)
+                response = stream.get()
         return self._finished(asked, request, response) or await self._stream_by_graph(asked, tell, response)
 
     async def _prepare(
@@ -250,6 +261,10 @@ class DirectAgent:
             self._patterns[instructions] = caught.pattern
             return caught.pattern
         raise AssertionError("an agent asks its model")
+
+
+def _has_deadline(model: Model[Any], settings: ModelSettings | None) -> bool:
+    return start_request_deadline(model, settings, stream=True) is not None
 
 
 _PATTERNS_KEPT = 256
@@ -369,15 +384,6 @@ class _AlreadyAnswered(WrapperModel):
             messages, model_settings, model_request_parameters, run_context
         ) as stream:
             yield stream
-
-
-def text_of(event: object) -> str:
-    """The text that an event of a streamed run adds; empty for any other event."""
-    match event:
-        case PartStartEvent(part=TextPart(content=text)) | PartDeltaEvent(delta=TextPartDelta(content_delta=text)):
-            return text
-        case _:
-            return ""
 
 
 def _is_static(tool: Tool[Any]) -> bool:

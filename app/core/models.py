@@ -12,7 +12,8 @@ from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 
 from app.core import offline_model
 from app.core.openai_chat import LeanChatModel, ProviderHttp, is_covered
-from app.core.provider_guard import GuardedModel, ProviderGuard
+from app.core.provider_guard import GuardedModel, GuardedTextModel, ProviderGuard
+from app.core.text_stream import StreamsTexts
 from app.errors import BadConfiguration, LimitExceeded, MnemosineError, ProviderBusy, ProviderFailed, ProviderTimeout
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ class Models:
         guard = self.guards.get(identity)
         if guard is None:
             guard = self.guards[identity] = ProviderGuard(provider_of(model))
-        return GuardedModel(model, guard, name)
+        kind = GuardedTextModel if isinstance(model, StreamsTexts) else GuardedModel
+        return kind(model, guard, name)
 
     def _provider(self, name: str) -> Provider[Any]:
         if name.startswith("gateway/"):

@@ -4,35 +4,37 @@
 # The SDK's own request and response building is what makes ours equal to it; it has no public seam for that.
 
 import asyncio
-import json
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Self, cast
 from urllib.request import getproxies
 
 import aiohttp
 import httpx2
-from openai import APIConnectionError, APIError, APITimeoutError, AsyncOpenAI, NotGiven, Omit
+from openai import APIConnectionError, APIError, APITimeoutError, AsyncOpenAI, AsyncStream, NotGiven, Omit
 from openai._base_client import get_platform
 from openai._models import FinalRequestOptions
 from openai._utils._json import openapi_dumps
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from pydantic import ValidationError
 from pydantic_ai.exceptions import UnexpectedModelBehavior
 from pydantic_ai.messages import ModelMessage, ModelResponse
-from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.models import CompletedStreamedResponse, ModelRequestParameters, check_allow_model_requests
 from pydantic_ai.models._decode_errors import map_decode_errors
-from pydantic_ai.models.openai import OpenAIChatModel
-from pydantic_ai.models.openai._chat_completions import LenientChatCompletion, LenientChatCompletionChunk
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIChatModelSettings, OpenAIStreamedResponse
+from pydantic_ai.models.openai._chat_completions import LenientChatCompletion
 from pydantic_ai.models.openai._errors import map_api_errors
+from pydantic_ai.profiles import DEFAULT_THINKING_TAGS
 from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.settings import ModelSettings
 from pydantic_core import from_json
 from yarl import URL
 
+from app.core.openai_stream import ChunkStream
 from app.core.plain_chat import Form, PlainAnswers, can_be_plain
 from app.core.prices import fill_cost
+from app.core.text_stream import PlainTextStream, StreamsTexts, TextStream
 
 _FIELDS = [
     "model",
@@ -124,19 +126,31 @@ class ProviderHttp:
             raise httpx2.RemoteProtocolError("the answer is too large", request=request)
         return body
 
-    async def chunks(self, answer: aiohttp.ClientResponse, request: httpx2.Request) -> AsyncIterator[bytes]:
-        """The body as it comes; a silence longer than `gap_s` after the first bytes is a read timeout."""
-        gap_s: float | None = None
-        while True:
+    def reading(
+        self, answer: aiohttp.ClientResponse, request: httpx2.Request
+    ) -> Callable[[float | None], Awaitable[bytes]]:
+        """A function that gives the next bytes of the body, none at its end.
+
+        A silence longer than `gap_s` after the first bytes is a read timeout, or one longer than the call says.
+        """
+        content = answer.content
+        has_begun = False
+
+        async def read(within_s: float | None) -> bytes:
+            nonlocal has_begun
             try:
-                async with asyncio.timeout(gap_s):
-                    chunk = await answer.content.readany()
+                # What is there already needs no timer and no turn of the loop. Unlike `read_nowait` this gives what
+                # came before the connection broke, too.
+                piece = content._read_nowait(-1)
+                if not piece and not content.at_eof():
+                    async with asyncio.timeout(within_s or (self.gap_s if has_begun else None)):
+                        piece = await content.readany()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise _as_httpx(error, request) from error
-            if not chunk:
-                return
-            gap_s = self.gap_s
-            yield chunk
+            has_begun = True
+            return piece
+
+        return read
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -145,7 +159,7 @@ class ProviderHttp:
             await session.close()
 
 
-class LeanChatModel(OpenAIChatModel):
+class LeanChatModel(OpenAIChatModel, StreamsTexts):
     """Pydantic AI's OpenAI chat model with our HTTP and parsing beneath it: the same bytes, answers and errors.
 
     What is not covered (an unknown field, a timeout by phases) goes through the SDK's own client.
@@ -156,7 +170,12 @@ class LeanChatModel(OpenAIChatModel):
         self._lean: _Client | None = None
         provider = cast("Any", model.provider)
         super().__init__(model.model_name, provider=provider, profile=PROFILE, settings=model.settings)
-        self._lean = _Client(cast("AsyncOpenAI", provider.client), http)
+        profile = self.profile
+        self._streams_texts = not (
+            profile.get("ignore_streamed_leading_whitespace") or profile.get("may_tokenize_special_tokens_in_content")
+        )
+        self._marks = tuple(profile.get("thinking_tags", DEFAULT_THINKING_TAGS) or ())
+        self._lean = _Client(cast("AsyncOpenAI", provider.client), http, marks=self._marks, joins=self._streams_texts)
         if can_be_plain(self):
             self._lean.plain = PlainAnswers(self, provider.name, provider.base_url)
 
@@ -193,6 +212,74 @@ class LeanChatModel(OpenAIChatModel):
     def client(self) -> AsyncOpenAI:
         """What the mapping sends its requests to."""
         return cast("AsyncOpenAI", self._lean) if self._lean is not None else super().client
+
+    @property
+    def streams_texts(self) -> bool:
+        """Whether no chunk means more to Pydantic AI than its text, the marks of thinking apart."""
+        return self._streams_texts
+
+    @asynccontextmanager
+    async def open_texts(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> AsyncGenerator[TextStream]:
+        """`request_stream` as text. The messages hold no file that would have to be fetched."""
+        check_allow_model_requests()
+        prepared, parameters = self.prepare_request(model_settings, model_request_parameters)
+        settings = cast("OpenAIChatModelSettings", prepared or {})
+        response = await self._completions_create(messages, True, settings, parameters)
+        if isinstance(response, ModelResponse):
+            yield TextStream(CompletedStreamedResponse(response, model_request_parameters=parameters))
+            return
+        async with response:
+            chunks: object = response
+            if not isinstance(chunks, ChunkStream):
+                yield TextStream(await self._process_streamed_response(response, parameters, settings))
+                return
+
+            def interpret(source: AsyncIterator[ChatCompletionChunk], model_name: str) -> OpenAIStreamedResponse:
+                return self._stream_of(source, model_name, parameters, settings)
+
+            namespace = self._provider.model_id_namespace
+            stream = PlainTextStream(
+                chunks, interpret, model_name=self.model_name, namespace=namespace, marks=self._marks
+            )
+            await stream.begin()
+            yield stream
+
+    def _stream_of(
+        self,
+        source: AsyncIterator[ChatCompletionChunk],
+        model_name: str,
+        parameters: ModelRequestParameters,
+        settings: OpenAIChatModelSettings,
+    ) -> OpenAIStreamedResponse:
+        # As `_process_streamed_response` does it, which looks at the first chunk under a lock; nobody else reads here.
+        stream = OpenAIStreamedResponse(
+            model_request_parameters=parameters,
+            _model_name=model_name,
+            _model_profile=self.profile,
+            _response=cast("Any", source),
+            _provider_name=self._provider.name,
+            _model_id_namespace=self._provider.model_id_namespace,
+            _provider_url=self._provider.base_url,
+            _model_settings=settings,
+        )
+        stream.canonical_system = self._canonical_system_stamp
+        return stream
+
+    async def _process_streamed_response(
+        self,
+        response: AsyncStream[ChatCompletionChunk],
+        model_request_parameters: ModelRequestParameters,
+        model_settings: OpenAIChatModelSettings | None = None,
+    ) -> OpenAIStreamedResponse:
+        chunks: object = response
+        if isinstance(chunks, ChunkStream) and "openai_include_unmapped_response_data" in (model_settings or {}):
+            chunks.joins = False  # Somebody may want to see each of them.
+        return await super()._process_streamed_response(response, model_request_parameters, model_settings)
 
     def _validate_completion(self, response: ChatCompletion) -> LenientChatCompletion:
         if isinstance(response, LenientChatCompletion):
@@ -245,9 +332,11 @@ def is_covered(model: object) -> bool:
 class _Client:
     """The part of `AsyncOpenAI` that Pydantic AI's chat mapping calls."""
 
-    def __init__(self, sdk: AsyncOpenAI, http: ProviderHttp) -> None:
+    def __init__(self, sdk: AsyncOpenAI, http: ProviderHttp, *, marks: Sequence[str], joins: bool) -> None:
         self._sdk = sdk
         self._http = http
+        self._marks = marks
+        self._joins = joins
         self._client = sdk._client
         self._heads: dict[object, httpx2.Request] = {}
         self.plain: PlainAnswers | None = None
@@ -290,7 +379,8 @@ class _Client:
             raise _Written(Form.of(request, data, limit))
         answer, raw = await self.post(request, data, timeout_s=limit, stream=stream)
         if stream:
-            return _Chunks(self._sdk, self._http, answer, request)
+            read = self._http.reading(answer, request)
+            return ChunkStream(self._sdk, request, read, answer.close, marks=self._marks, joins=self._joins)
         return self.plain_response(raw, answer) or await self.completion(raw, answer, request)
 
     def plain_response(self, raw: bytes, answer: aiohttp.ClientResponse) -> ModelResponse | None:
@@ -374,69 +464,6 @@ class _Client:
 
 
 _OMITTED = Omit()
-
-
-class _Chunks:
-    """A stream of chunks, as Pydantic AI consumes the SDK's `AsyncStream`."""
-
-    def __init__(
-        self, sdk: AsyncOpenAI, http: ProviderHttp, answer: aiohttp.ClientResponse, request: httpx2.Request
-    ) -> None:
-        self._sdk = sdk
-        self._http = http
-        self._answer = answer
-        self._request = request
-        self._iterator = self._iterate()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
-        return self._iterator
-
-    async def close(self) -> None:
-        """End the provider's stream; the connection is not used again unless it was read to its end."""
-        self._answer.close()
-
-    async def _iterate(self) -> AsyncGenerator[ChatCompletionChunk]:
-        events = self._sdk._make_sse_decoder().aiter_bytes(self._http.chunks(self._answer, self._request))
-        try:
-            async for event in events:
-                if event.data.startswith("[DONE]"):
-                    break
-                data: Any = event.json() if "\\ud" in event.data else _parsed(event.data)
-                if isinstance(data, dict) and (error := cast("dict[str, Any]", data).get("error")):
-                    message = cast("dict[str, Any]", error).get("message") if isinstance(error, dict) else None
-                    if not isinstance(message, str) or not message:
-                        message = "An error occurred during streaming"
-                    raise APIError(message=message, request=self._request, body=cast("object", error))
-                yield self._chunk(cast("object", data))
-            async for _ in events:  # the rest of the body, so that the connection can be used again
-                pass
-        except httpx2.TimeoutException as error:
-            raise APITimeoutError(request=self._request) from error
-        except httpx2.TransportError as error:
-            raise APIConnectionError(request=self._request) from error
-        finally:
-            await cast("AsyncGenerator[Any]", events).aclose()
-
-    def _chunk(self, data: object) -> ChatCompletionChunk:
-        try:
-            return LenientChatCompletionChunk.model_validate(data)
-        except ValidationError:
-            return self._sdk._process_response_data(
-                data=data, cast_to=ChatCompletionChunk, response=httpx2.Response(200, request=self._request)
-            )
-
-
-def _parsed(text: str) -> object:
-    try:
-        return from_json(text)
-    except ValueError:
-        return json.loads(text)  # The SDK's own parser, for its own error.
 
 
 def _headers(answer: aiohttp.ClientResponse) -> list[tuple[str, str]]:

@@ -23,6 +23,7 @@ from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.wrapper import WrapperModel
 
 from app.core.run import Attempt
+from app.core.text_stream import StreamsTexts, TextStream
 from app.errors import ProviderUnavailable
 
 _log = logging.getLogger(__name__)
@@ -235,6 +236,33 @@ class GuardedModel(WrapperModel):
         async with self.guard.opened(
             lambda: self.wrapped.request_stream(messages, model_settings, model_request_parameters, run_context),
             model=self.name,
+        ) as stream:
+            yield stream
+
+
+class GuardedTextModel(GuardedModel, StreamsTexts):
+    """A guarded model whose streams can be read as text."""
+
+    def __init__(self, wrapped: Model[Any], guard: ProviderGuard, name: str) -> None:
+        assert isinstance(wrapped, StreamsTexts)
+        super().__init__(wrapped, guard, name)
+        self._texts: StreamsTexts = wrapped
+
+    @property
+    def streams_texts(self) -> bool:
+        """As the wrapped model says."""
+        return self._texts.streams_texts
+
+    @asynccontextmanager
+    async def open_texts(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> AsyncGenerator[TextStream]:
+        """The wrapped model's stream as text; never asked for again once it has begun."""
+        async with self.guard.opened(
+            lambda: self._texts.open_texts(messages, model_settings, model_request_parameters), model=self.name
         ) as stream:
             yield stream
 

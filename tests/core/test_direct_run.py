@@ -28,9 +28,10 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.usage import RunUsage
 
-from app.core.direct_run import DirectAgent, text_of, tier_of
+from app.core.direct_run import DirectAgent, tier_of
 from app.core.offline_model import OfflineModel
 from app.core.openai_chat import PROFILE, LeanChatModel, ProviderHttp
+from app.core.text_stream import text_of
 from benchmarks.fake_provider import FakeProvider, Fault
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=60) | st.sampled_from(
