@@ -302,7 +302,9 @@ class PlainStream:
     def take(self, data: object) -> str | None:
         """The text that this chunk adds; `None` where the stream is not a plain one any more, and it is not taken."""
         said = said_in(data)
-        if said is None or said.text in self._marks or (said.usage is not None and self._usage is not None):
+        if said is None or said.text in self._marks:
+            return None
+        if said.usage is not None and (self._usage is not None or not _is_counted(said.usage)):
             return None
         if said.finish_reason is not None and self._finish_reason not in (None, said.finish_reason):
             return None
@@ -334,6 +336,12 @@ class PlainStream:
 
     def _chunk(self, choices: list[Any], usage: object) -> dict[str, Any]:
         return {**(self._about or {}), "choices": choices, "usage": usage}
+
+
+def _is_counted(usage: object) -> bool:
+    """Whether a chunk with this usage passes validation; one that does not is read otherwise, the text included."""
+    counts = cast("dict[str, Any]", usage) if isinstance(usage, dict) else {}
+    return all(type(counts.get(name)) is int for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
 
 
 def _choice(text: str, finish_reason: str | None) -> dict[str, Any]:
