@@ -207,6 +207,8 @@ async def said(run: AsyncIterator[Any]) -> Any:
             message.pop(key, None)
         for part in message["parts"]:
             part.pop("timestamp", None)
+        if "usage" in message:
+            message["usage"]["cost"] = float(message["usage"]["cost"] or 0)  # 0.00 is 0.000
     return "".join(texts), messages, result.usage, result.output
 
 
