@@ -49,12 +49,13 @@ def answer_of(events: list[RunEvent]) -> Answer:
 async def test_a_stream_says_what_the_answer_is_and_is_replayed_from_the_same_entry(
     application: Application, fake: FakeProvider
 ) -> None:
+    fake.chunk_gap_s = 0.02  # what comes at once is told as one
     first = await told(application, "nonce:S")
     second = await told(application, "nonce:S")
     assert isinstance(first[0], Started)
     assert isinstance(second[0], Started)
     assert (first[0].cache, second[0].cache) == ("MISS", "HIT")
-    assert sum(isinstance(event, TextDelta) for event in first) > 3
+    assert sum(isinstance(event, TextDelta) for event in first) > 1
     assert text_of(first) == text_of(second) == answer_of(first).output == answer_of(second).output
     assert answer_of(first).usage == answer_of(second).usage
     assert fake.calls == 1
