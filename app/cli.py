@@ -12,6 +12,7 @@ from app.commands.chat import chat
 from app.commands.check_config import check_config
 from app.commands.completion import completion
 from app.commands.db import db
+from app.commands.doctor import doctor
 from app.commands.init import init
 from app.commands.serve import serve
 from app.errors import BadConfiguration, MnemosineError
@@ -48,7 +49,7 @@ def cli() -> None:
     """
 
 
-for command in (init, serve, chat, check_config, create_user, create_key, agents, db, bench, completion):
+for command in (init, serve, chat, check_config, doctor, create_user, create_key, agents, db, bench, completion):
     cli.add_command(command)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ from app.commands.settings import env_file_option, read_settings
 if TYPE_CHECKING:
     from app.config import Settings
     from app.runtime import FirstStart
+
+_log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -91,11 +94,16 @@ def serve(
     listener = bind(settings.host, settings.port)
     configure_logging("debug" if settings.debug else settings.log_level, settings.log_format)
 
+    from app import doctor
     from app.main import create_app
     from app.runtime import prepare
 
     # Here, in the one parent: the workers find everything ready.
     _show_once(asyncio.run(prepare(settings)))
+    doctor.allow_files(settings)
+    for finding in asyncio.run(doctor.examine(settings)):
+        if finding.severity != "note" and not finding.is_outage:
+            _log.warning("%s", finding.line())
 
     options = Options(
         workers=settings.workers,
