@@ -17,6 +17,8 @@ from typing import Any
 from uuid import uuid4
 from zlib import crc32
 
+from app.stores.opening import alone
+
 Merge = Callable[[Iterable[bytes]], bytes]
 """How reports add up to one."""
 
@@ -83,7 +85,8 @@ class Scoreboard:
         self._max_moments = max_moments
         self._written = 0
         self._lock = threading.Lock()
-        self._database = _open_database(folder / "history.db")
+        with alone(folder):
+            self._database = _open_database(folder / "history.db")
         self._file = self._records = -1
         self._kept = 0
         self.found_dead: list[str] = []

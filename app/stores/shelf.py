@@ -15,6 +15,7 @@ from zlib import crc32
 
 from app.errors import StoreUnavailable
 from app.stores.board import Board
+from app.stores.opening import alone
 from app.stores.patience import patience
 from app.stores.slots import boot_clock, boot_id
 
@@ -255,7 +256,8 @@ class Shelf:
         if self._connection is None or number != self._number:
             self._close()
             self._number = number
-            self._connection = self._open(number)
+            with alone(self._folder):
+                self._connection = self._open(number)
         return self._connection
 
     def _open(self, number: int) -> sqlite3.Connection:
