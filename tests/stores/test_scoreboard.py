@@ -96,7 +96,8 @@ def test_200_restarts_leave_nothing_behind_and_lose_nothing(enter: Callable[...,
             sizes.append(sum(path.stat().st_size for path in (tmp_path / "numbers").iterdir()))
     assert total(lasting) == 200
     assert len(list((tmp_path / "numbers").glob("*.report"))) == 1
-    assert len(list((tmp_path / "numbers").iterdir())) <= 6  # its records, the lock, and the database with its log and index
+    # Its records, the lock, and the database with its log and index.
+    assert len(list((tmp_path / "numbers").iterdir())) <= 6
     assert lasting._folded() == set() or len(lasting._folded()) <= 1  # pyright: ignore[reportPrivateUsage]
     assert sizes[1] < 2 * sizes[0] + 4 * 1024 * 1024
 
