@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: audit licences sbom help serve test check bench bench-peers load soak browser nginx constraints clean python
+.PHONY: audit licences sbom help serve test check bench bench-peers load soak browser nginx docs constraints clean python
 
 help: ## Print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,15 @@ browser: ## Install Debian's Chromium with its driver, which the tests of the da
 nginx: ## Install Debian's nginx, which the tests of several replicas want (as root)
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light
 
+docs: .venv/dev.stamp .venv-docs/stamp ## Renew the reference pages and build the documentation into site/
+	$(BIN)/python -m docs.generate
+	.venv-docs/bin/mkdocs build --strict --quiet
+
+.venv-docs/stamp: | python
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip --disable-pip-version-check --quiet install 'mkdocs>=1.6,<2'
+	@touch $@
+
 constraints: ## Choose the versions anew, none younger than a week, with hashes (needs uv)
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --exclude-newer "$(COOLING)" --generate-hashes --all-extras \
 		--no-header --no-emit-index-url --no-emit-find-links --output-file constraints.txt pyproject.toml
@@ -75,7 +84,7 @@ benchmarks/.venvs/audit.stamp: | python
 	@touch $@
 
 clean: ## Remove the environment and everything generated; data/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-docs site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 python:

@@ -1,0 +1,213 @@
+"""What README and docs say is so: their blocks run, their links lead somewhere, and nothing of the product is missing.
+
+A block in `sh` or `python` runs against a served application, those of a page in order and in one folder. One that
+cannot has `<!-- not run: reason -->` above it. `text` is what is only looked at.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from app.cli import cli
+from app.config import Settings
+from app.core.agent_files import read_agent_files
+from app.errors import MnemosineError
+from docs.generate import openapi, walk
+from tests.process import ROOT, ServerProcess, serving
+
+PASSWORD = "a password for tests"
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "ARCHITECTURE.md",
+        ROOT / "benchmarks" / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "examples").rglob("*.md"),
+    ]
+)
+WRITTEN_LATER = {ROOT / "benchmarks" / "RESULTS.md"}  # by `make bench`
+RUN = {"sh", "python"}
+LANGUAGES = {*RUN, "yaml", "json", "env", "text", "toml", "ini", "nginx", "dockerfile", "promql", "sql", "http"}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text, and why it is not run, if it says so."""
+
+    language: str
+    text: str
+    reason: str | None
+    line: int
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """Every fenced block of a page."""
+    for found in re.finditer(r"^( *)```([^\n]*)\n(.*?)^\1```$", page, re.MULTILINE | re.DOTALL):
+        before = page[: found.start()].rstrip().rpartition("\n")[2]
+        reason = re.fullmatch(r"<!-- not run: (\S.+) -->", before.strip())
+        text = re.sub(rf"^{found[1]}", "", found[3], flags=re.MULTILINE)
+        yield Block(found[2].strip(), text, reason[1] if reason else None, page.count("\n", 0, found.start()) + 1)
+
+
+def anchors(page: str) -> set[str]:
+    """What a link may name on a page, as GitHub makes it of a heading."""
+    without_blocks = re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ +(.+)$", without_blocks, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def dead_links(path: Path, page: str) -> list[str]:
+    """Every link of a page to a file, or a heading, that is not there."""
+    text = re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL))
+    found: list[str] = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        if target in WRITTEN_LATER:
+            continue
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target.read_text())):
+            found.append(link)
+    return found
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links_and_anchors_lead_somewhere(path: Path) -> None:
+    assert dead_links(path, path.read_text()) == []
+
+
+def test_a_dead_link_is_found() -> None:
+    page = "# A title\n[a](README.md) [b](#a-title) [c](nowhere.md) [d](#nothing) `[e](no.md)`"
+    assert dead_links(ROOT / "CHANGELOG.md", page.replace("#a-title", "README.md#start")) == ["nowhere.md", "#nothing"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_block_says_what_it_is_and_is_well_formed(path: Path, tmp_path: Path) -> None:
+    for number, block in enumerate(blocks(path.read_text())):
+        where = f"line {block.line}"
+        assert block.language in LANGUAGES, f"{where}: say what it is, with `text` for what is only looked at"
+        if block.language == "json":
+            json.loads(block.text)
+        elif block.language == "python":
+            compile(block.text, where, "exec")
+        elif block.language == "yaml":
+            data = yaml.safe_load(block.text)
+            if "instructions" in data:
+                folder = tmp_path / str(number)
+                folder.mkdir()
+                (folder / "agent.yaml").write_text(block.text)
+                read_agent_files(
+                    folder, default_model="offline", allowed_capabilities=("MCP", "MCP:command", "WebSearch")
+                )
+        elif block.language == "env":
+            for line in block.text.splitlines():
+                assert re.match(r"(#.*|[A-Z][A-Z0-9_]*=.*|)$", line), f"{where}: {line!r} is no setting"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[ServerProcess]:
+    """The agents of `mnemosine init`, served with the offline model."""
+    folder = tmp_path_factory.mktemp("served")
+    settings = {
+        "ADMIN_PASSWORD": PASSWORD,
+        "AGENTS_DIR": str(ROOT / "app/commands/starter/agents"),
+        "AGENTS": "app.commands.starter.desk:desk,examples.shop:shop",
+    }
+    with serving(folder, **settings) as server:
+        server.wait_for("/readyz")
+        server.sign_in("admin", PASSWORD)
+        yield server
+
+
+RUNNABLE = [path for path in PAGES if any(b.language in RUN and b.reason is None for b in blocks(path.read_text()))]
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
+def test_the_blocks_of_a_page_run(path: Path, served: ServerProcess, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    (tmp_path / ".curlrc").write_text("fail-with-body\nmax-time = 60\n")
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "DATA_DIR": str(Path(served.printed.name).parent / "data"),
+        "MNEMOSINE_URL": served.url,
+        "MNEMOSINE_TOKEN": served.make_key(),
+        "TOKEN": served.headers["Authorization"].removeprefix("Bearer "),
+        "PASSWORD": PASSWORD,
+        "OPENAI_API_KEY": "any",
+    }
+    for block in blocks(path.read_text()):
+        if block.language not in RUN or block.reason is not None:
+            continue
+        text = block.text.replace("http://127.0.0.1:8000", served.url).replace("mn_...", environment["MNEMOSINE_TOKEN"])
+        program = [sys.executable, "-c", text] if block.language == "python" else ["sh", "-euc", text]
+        done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"line {block.line}:\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
+    named = set(re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"serve", "test"} <= named <= targets
+
+
+REFERENCE = ROOT / "docs" / "reference"
+RENEW = "run: python -m docs.generate"
+
+
+def test_every_setting_has_its_place() -> None:
+    page = (REFERENCE / "settings.md").read_text()
+    assert [name for name in Settings.model_fields if f"## {name.upper()}\n" not in page] == [], RENEW
+
+
+def test_every_route_has_its_place() -> None:
+    page = (REFERENCE / "http.md").read_text()
+    routes = [f"{method.upper()} {path}" for path, methods in openapi()["paths"].items() for method in methods]
+    assert len(routes) > 20
+    assert [route for route in routes if f"## {route}\n" not in page] == [], RENEW
+
+
+def test_every_command_and_option_has_its_place() -> None:
+    page = (REFERENCE / "cli.md").read_text()
+    for path, command in walk(cli, ("mnemosine",)):
+        section = page.partition(f"## {' '.join(path)}\n")[2].partition("\n## ")[0]
+        if hasattr(command, "commands"):
+            continue
+        options = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
+        assert section, f"{' '.join(path)}: {RENEW}"
+        assert [option for option in options if option not in section] == [], RENEW
+
+
+def test_every_error_has_its_place() -> None:
+    page = (REFERENCE / "errors.md").read_text()
+
+    def codes(kind: type[MnemosineError]) -> Iterator[str]:
+        yield kind.code
+        for below in kind.__subclasses__():
+            if below.__module__ == "app.errors":
+                yield from codes(below)
+
+    assert [code for code in codes(MnemosineError) if f"| `{code}` |" not in page] == []
+
+
+def test_every_metric_has_its_place(served: ServerProcess) -> None:
+    page = (REFERENCE / "metrics.md").read_text()
+    names = set(re.findall(r"^# TYPE (\w+) ", served.get("/metrics").text, re.MULTILINE))
+    assert len(names) > 20
+    assert sorted(name for name in names if f"`{name}`" not in page and f"`{name}_total`" not in page) == []
