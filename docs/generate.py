@@ -48,7 +48,8 @@ def commands_page() -> str:
         "# The command line",
         "",
         "`mnemosine`, or `python -m app`. Exit status: 0 all is well; 1 it failed, and one line on standard error",
-        "says why; 2 a setting or an argument is wrong; 130 a prompt through a pipe was ended by Ctrl-C. `NO_COLOR` is obeyed.",
+        "says why; 2 a setting or an argument is wrong; 130 a prompt through a pipe was ended by Ctrl-C. `NO_COLOR` is",
+        "obeyed.",
         "",
     ]
     for path, command in walk(cli, ("mnemosine",)):
