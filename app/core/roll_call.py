@@ -79,11 +79,15 @@ class RollCall:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        # Where the database is away the others notice the silence.
-        with suppress(DatabaseUnavailable, TimeoutError):
+        try:
             async with asyncio.timeout(_LEAVING_S), self._database.write() as session:
                 await strike_off(session, [self._worker], silent_s=None)
                 await mark_interrupted(session)
+        except (DatabaseUnavailable, TimeoutError):
+            pass  # the others notice the silence
+        except Exception:
+            # What else has to be closed does not wait for a database that somebody emptied.
+            _log.exception("this worker could not sign out; the others will notice its silence")
 
     async def _call_for_ever(self) -> None:
         while True:
@@ -91,6 +95,11 @@ class RollCall:
             try:
                 await self.call()
             except DatabaseUnavailable:
+                await asyncio.sleep(self._every_s)
+                continue
+            except Exception:
+                # To end here would be to be taken for dead while prompts are answered.
+                _log.exception("the roll call failed, and will be tried again in %g s", self._every_s)
                 await asyncio.sleep(self._every_s)
                 continue
             with suppress(TimeoutError):

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 
 from app.core.roll_call import RollCall
 from app.db.async_session import Database
@@ -40,6 +40,11 @@ async def age(database: Database, *names: str) -> None:
 async def begin(database: Database, *names: str) -> None:
     async with database.write() as session:
         await save_runs(session, [replace(RUN, id=f"run of {name}", worker=name) for name in names])
+
+
+async def present(database: Database) -> set[str]:
+    async with database.read() as session:
+        return set((await session.execute(select(workers.c.id))).scalars())
 
 
 async def running(database: Database) -> set[str]:
@@ -123,3 +128,22 @@ async def test_the_call_goes_on_by_itself_and_hears_of_deaths_at_once(database: 
         while await running(database):
             await asyncio.sleep(0.01)
     await other.aclose()
+
+
+async def test_a_database_without_its_tables_ends_neither_the_call_nor_the_leaving(database: Database) -> None:
+    async with database.write() as session:
+        await session.execute(text("ALTER TABLE workers RENAME TO hidden"))
+    leaving = RollCall(database, worker="leaving", every_s=0.01)
+    leaving.start()
+    await asyncio.sleep(0.05)
+    async with database.write() as session:
+        await session.execute(text("ALTER TABLE hidden RENAME TO workers"))
+    async with asyncio.timeout(10):
+        while "leaving" not in await present(database):
+            await asyncio.sleep(0.01)
+    async with database.write() as session:
+        await session.execute(text("ALTER TABLE workers RENAME TO hidden"))
+    await leaving.aclose()
+    async with database.write() as session:
+        await session.execute(text("ALTER TABLE hidden RENAME TO workers"))
+    assert await present(database) == {"leaving"}
