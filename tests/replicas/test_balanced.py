@@ -67,13 +67,21 @@ async def test_a_killed_replica_costs_what_was_in_flight_on_it(replicas: Replica
         assert asked.ended_at - asked.took_s <= killed_at + 0.5
 
 
-async def restart(replica: Replica) -> None:
+async def restart(replica: Replica, nginx: NginxServer) -> None:
+    """End it in order, start it again, and wait until nginx counts on it again: only then may the next one end."""
     replica.server.process.send_signal(signal.SIGTERM)
     status = await asyncio.to_thread(replica.server.process.wait, 40)
     assert status == 0, replica.server.output()
     await asyncio.to_thread(replica.end)
     replica.start()
     await asyncio.to_thread(replica.server.wait_for, "/readyz")
+    ready_at = time.time()
+    async with asyncio.timeout(30):
+        while not any(
+            asked.upstreams == f"127.0.0.1:{replica.port}" and asked.ended_at - asked.took_s > ready_at
+            for asked in nginx.requests()
+        ):
+            await asyncio.sleep(0.05)
 
 
 async def test_restarting_one_after_the_other_loses_nothing(replicas: Replicas, nginx: NginxServer) -> None:
@@ -84,7 +92,7 @@ async def test_restarting_one_after_the_other_loses_nothing(replicas: Replicas, 
     ):
         await answers(plain, 2 * CLIENTS)
         for replica in replicas.replicas:
-            await restart(replica)
+            await restart(replica, nginx)
         await answers(plain, plain.statuses[200] + 2 * CLIENTS)
     assert plain.lost == streams.lost == []
     assert set(plain.statuses) == set(streams.statuses) == {200}
