@@ -246,7 +246,7 @@ async def open_runtime(
         # With the names of those who died before, which only the first of their successors hears.
         roll_call.start()
         # First of all to end: what it runs needs everything else.
-        idempotency = Idempotency(database)
+        idempotency = Idempotency(database, claim=store.claim)
         stack.push_async_callback(idempotency.aclose)
         idempotency.start()
         yield Runtime(

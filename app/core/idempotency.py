@@ -127,6 +127,8 @@ class Recording:
         told.set()
 
 
+Claim = Callable[..., Awaitable[bool]]
+"""`SharedStore.claim`."""
 Run = Callable[[Recording], Awaitable[tuple[Headers, bytes] | None]]
 """Fill a recording; gives the headers and the body that are worth keeping of it, or `None`."""
 
@@ -151,7 +153,9 @@ class Idempotency:
         clean_up_s: float = 600.0,
         max_running: int = 1000,
         max_body_bytes: int = 8 * 1024 * 1024,
+        claim: Claim | None = None,
     ) -> None:
+        """With `claim`, one of all processes removes what has expired; without it, each does."""
         self._database = database
         self._lease_s = lease_s
         self._keep_s = keep_s
@@ -160,6 +164,8 @@ class Idempotency:
         self._clean_up_s = clean_up_s
         self._max_running = max_running
         self._max_body_bytes = max_body_bytes
+        self._claim_lease = claim
+        self._name = uuid4().hex
         self._running: dict[tuple[str, str], tuple[Recording, asyncio.Task[None]]] = {}
         self._cleaner: asyncio.Task[None] | None = None
 
@@ -326,6 +332,12 @@ class Idempotency:
         while True:
             await asyncio.sleep(self._clean_up_s)
             try:
-                await self.clean_up()
+                if self._claim_lease is None or await self._claim_lease(
+                    b"idempotency clean-up",
+                    self._name,
+                    # Longer than it takes to come here again, so that it stays with one process.
+                    ttl_s=2 * self._clean_up_s,
+                ):
+                    await self.clean_up()
             except MnemosineError as error:
                 _log.warning("expired answers stay for now: %s", error.detail)
