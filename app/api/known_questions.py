@@ -1,6 +1,5 @@
 """The short way: a question that this caller asked before in the same bytes is answered without the framework."""
 
-import os
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -13,6 +12,7 @@ from app.api.limits import admit
 from app.api.visit import Visit
 from app.core.cache_service import Recalled
 from app.core.callers import digest_of
+from app.core.identity import new_id
 from app.core.kept_answer import reply_of
 from app.core.run import Answer, Caller
 
@@ -179,7 +179,7 @@ class KnownQuestions:
         story = visit.story
         story.agent, story.model = known.agent, known.answer.model
         story.answered = (known.answer.id, known.answer.model, "HIT", (), age_s, left_s)
-        before = b'{"id":"%b",' % os.urandom(16).hex().encode()
+        before = b'{"id":"%b",' % new_id().encode()
         reply = reply_of(kept.value)
         after = b',"processing_time_ms":%.3f}' % visit.elapsed_ms
         sent: Headers = [

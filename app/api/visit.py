@@ -1,12 +1,12 @@
 """A visit: what is known about one HTTP request from its first byte to its last."""
 
-import os
 import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
+from app.core.identity import new_id
 from app.core.rate_limiter import Allowance
 from app.core.story import Story
 
@@ -44,7 +44,7 @@ class Visit:
 def begin_visit(client_id: bytes | None) -> Visit:
     """A visit that begins now. The client's own request id is kept where it is sane, else a new one is made."""
     sane = client_id is not None and _SANE_ID.fullmatch(client_id)
-    return Visit(client_id.decode("ascii") if sane and client_id else os.urandom(16).hex())
+    return Visit(client_id.decode("ascii") if sane and client_id else new_id())
 
 
 def open_visit(scope: MutableMapping[str, Any], client_id: bytes | None) -> Visit:

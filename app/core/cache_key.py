@@ -1,12 +1,16 @@
 """The name of an answer: equal for equal questions of one scope, and for nothing else."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b, sha256
+from hashlib import sha256
+from itertools import compress
+from operator import ne
 
 _VERSION = b"mnemosine-cache-2"
-_MARK_BYTES = 6
+
+Marks = tuple[int, ...]
+"""A number for each of `INGREDIENTS`, the same for the same bytes in this process."""
 
 INGREDIENTS = (
     "scope",
@@ -32,18 +36,18 @@ class CacheKey:
     written: tuple[bytes, ...] = field(repr=False, compare=False)
     """Each of `INGREDIENTS` as it went into the digest."""
 
-    def marks(self) -> bytes:
-        """A few bytes for each ingredient: enough to tell which of them differ between two keys, and nothing else."""
-        return b"".join(blake2b(part, digest_size=_MARK_BYTES).digest() for part in self.written)
+    def marks(self) -> Marks:
+        """A number for each ingredient: enough to tell which of them differ between two keys, and nothing else."""
+        return tuple(map(hash, self.written))
 
 
-def differing(marks: bytes, other: bytes) -> tuple[str, ...]:
-    """The ingredients in which two keys differ, from the marks of both."""
-    return tuple(
-        name
-        for at, name in enumerate(INGREDIENTS)
-        if marks[at * _MARK_BYTES : (at + 1) * _MARK_BYTES] != other[at * _MARK_BYTES : (at + 1) * _MARK_BYTES]
-    )
+def fewest_differing(marks: Marks, others: Sequence[Marks]) -> tuple[str, ...]:
+    """The ingredients in which a key differs from that of `others` which is nearest to it, from the marks of all."""
+    nearest = min([tuple(map(ne, marks, other)) for other in others], key=sum)
+    return tuple(compress(INGREDIENTS, nearest))
+
+
+_json: Callable[[object], str] = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def cache_key(
@@ -67,7 +71,7 @@ def cache_key(
     digest = sha256(_VERSION)
     written: list[bytes] = []
     for part in (scope, agent, revision, list(models), instructions, history, prompt, settings, output_schema, tools):
-        data = json.dumps(part, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        data = b"null" if part is None else _json(part).encode()
         digest.update(len(data).to_bytes(8, "big"))
         digest.update(data)
         written.append(data)

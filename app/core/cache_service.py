@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from app.core import kept_answer
 from app.core.cache_curve import CacheCurve
-from app.core.cache_key import CacheKey, differing
+from app.core.cache_key import CacheKey, Marks, fewest_differing
 from app.core.flights import Flight, Flights, Tell
 from app.core.run import Answer, CacheMode, CacheState, RunEvent, TextDelta
 from app.errors import StoreUnavailable
@@ -171,7 +171,7 @@ class CacheService:
         self._clean_up_every_s = clean_up_every_s
         self._jitter = jitter
         self._flights = Flights()
-        self._recent: OrderedDict[tuple[str, str], deque[bytes]] = OrderedDict()
+        self._recent: OrderedDict[tuple[str, str], deque[Marks]] = OrderedDict()
         self._cleaner: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -471,8 +471,7 @@ class CacheService:
         marks = self._recent.get((key.scope, key.agent))
         if not marks:
             return ()
-        ours = key.marks()
-        return min((differing(ours, other) for other in marks), key=len)
+        return fewest_differing(key.marks(), marks)
 
     async def _clean_for_ever(self) -> None:
         while True:

@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 
 from pydantic_ai import Agent, ModelMessage, ModelRequest, ModelResponse, ModelSettings, RunContext, TextPart, Tool
 from pydantic_ai._utils import fill_run_metadata
-from pydantic_ai._uuid import uuid7
 from pydantic_ai.agent import _AUTO_INJECT_CAPABILITY_TYPES
 from pydantic_ai.messages import UserContent, UserPromptPart
 from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestParameters, StreamedResponse
@@ -21,6 +20,7 @@ from pydantic_ai.run import AgentRunResult, AgentRunResultEvent
 from pydantic_ai.settings import merge_model_settings
 from pydantic_ai.usage import RunUsage
 
+from app.core.identity import new_uuid7
 from app.core.openai_chat import LeanChatModel
 from app.core.plain_chat import MARK, Form, is_plain
 from app.core.prices import fill_cost
@@ -300,7 +300,7 @@ class _Pattern:
         # System prompts stand at the beginning of a history, and nowhere else.
         before = () if asked.history else self.sent.parts[:-1]
         request = ModelRequest(parts=[*before, UserPromptPart(asked.prompt)], instructions=self.sent.instructions)
-        fill_run_metadata(request, run_id=asked.run_id, conversation_id=str(uuid7()))
+        fill_run_metadata(request, run_id=asked.run_id, conversation_id=new_uuid7())
         return request
 
 

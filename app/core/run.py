@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
-from uuid import uuid4
+
+from app.core.identity import new_id
 
 if TYPE_CHECKING:
     from pydantic_ai import ModelMessage
@@ -234,4 +235,4 @@ RunEvent = Started | TextDelta | ToolStarted | ToolFinished | Answer
 
 def new_run_id() -> str:
     """A fresh identity of a run: 32 hexadecimal digits, unguessable."""
-    return uuid4().hex
+    return new_id()

@@ -13,7 +13,7 @@ from pydantic_ai.usage import RequestUsage
 
 from app.core.agent_options import AgentOptions, CacheOptions
 from app.core.agents import AgentDefinition
-from app.core.cache_key import differing
+from app.core.cache_key import fewest_differing
 from app.core.cache_policy import is_storable, key_of, may_be_shared_in_flight, ttl_of
 from app.core.run import Caller, ClientTool, Image, OutputSchema, Question, RunSettings
 
@@ -116,8 +116,8 @@ def test_no_two_users_share_a_key_unless_the_agent_says_so(
 def test_the_marks_of_a_key_tell_which_ingredient_differs() -> None:
     one = key_of(ANNA, PLAIN, ENDPOINTS, BASE).marks()
     other = key_of(BEN, PLAIN, ENDPOINTS, replace(BASE, settings=RunSettings(seed=3))).marks()
-    assert differing(one, other) == ("scope", "settings")
-    assert differing(one, one) == ()
+    assert fewest_differing(one, [other]) == ("scope", "settings")
+    assert fewest_differing(one, [other, one]) == ()
 
 
 def with_tools(**cache: Any) -> AgentDefinition:
