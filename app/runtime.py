@@ -37,7 +37,7 @@ from app.core.totals import Totals
 from app.core.vitals import watch_loop
 from app.db import schema
 from app.db.async_session import Database, open_database
-from app.db.users import create_first_admin
+from app.db.users import create_first_admin, has_admin
 from app.errors import MnemosineError
 from app.stores.local import LocalStore
 from app.stores.memory import MemoryStore
@@ -130,9 +130,12 @@ async def prepare(settings: Settings) -> FirstStart | None:
     chosen = settings.admin_password.get_secret_value() if settings.admin_password else None
     password = chosen or generate_password()
     async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(settings.database_url))
+        async with database.read() as session:
+            if await has_admin(session):
+                return None
         hasher = PasswordHasher()
         stack.push_async_callback(hasher.aclose)
-        database = await stack.enter_async_context(open_database(settings.database_url))
         hashed = await hasher.hash(password)
         async with database.write() as session:
             created = await create_first_admin(session, username=settings.admin_username, password_hash=hashed)
@@ -327,7 +330,7 @@ async def _open_agent_room(
     parts: dict[str, Callable[[], Mapping[str, Any]]],
     stack: AsyncExitStack,
 ) -> AgentRoom:
-    await asyncio.to_thread(import_module, "app.core.prompt_service")
+    await asyncio.to_thread(import_module, "app.core.agent_stack")
     if tracing.is_on():
         from app.core.agent_spans import trace_agents
 

@@ -85,13 +85,18 @@ def serve(
     if settings.agents and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 
-    from app.core.security import open_data_dir
-    from app.logs import configure_logging
-    from app.server import Options, bind
+    from app.server import Doorman, Options, bind, return_memory
     from app.server import serve as serve_until_told
 
-    open_data_dir(settings.data_dir)
+    return_memory()
     listener = bind(settings.host, settings.port)
+    doorman = Doorman(listener)
+    doorman.start()
+
+    from app.core.security import open_data_dir
+    from app.logs import configure_logging
+
+    open_data_dir(settings.data_dir)
     configure_logging("debug" if settings.debug else settings.log_level, settings.log_format)
 
     from app import doctor
@@ -116,7 +121,7 @@ def serve(
     )
     announce = functools.partial(_announce, settings, listener.getsockname()[1])
     make = functools.partial(create_app, settings)
-    serve_until_told(make, listener, options, announce, preload="app.core.prompt_service")
+    serve_until_told(make, listener, options, announce, preload="app.core.agent_stack", doorman=doorman)
 
 
 def _show_once(first: "FirstStart | None") -> None:

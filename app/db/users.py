@@ -45,6 +45,11 @@ async def create_user(session: AsyncSession, *, username: str, password_hash: st
     return created
 
 
+async def has_admin(session: AsyncSession) -> bool:
+    """Tell whether there is an administrator."""
+    return bool((await session.execute(select(exists().where(users.c.role == "admin")))).scalar())
+
+
 async def create_first_admin(session: AsyncSession, *, username: str, password_hash: str) -> bool:
     """Add an administrator if there is none yet; tell whether this call did it.
 

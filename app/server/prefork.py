@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, cast
 
@@ -23,7 +23,8 @@ from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
 from app.server.listener import turn_newcomers_away, until_nobody_waits
-from app.server.server import Application, Options, Server
+from app.server.options import Application, Options
+from app.server.server import Server
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +39,10 @@ _STARTING, _READY, _FAILED, _LEAVING = range(4)
 class _WorkerServer(Server):
     """The server of one worker; only SIGTERM from its parent ends it, once and in order."""
 
-    def __init__(self, worker: "PreforkWorker", application: Application, options: Options) -> None:
-        super().__init__(application, options)
+    def __init__(
+        self, worker: "PreforkWorker", application: Application, options: Options, kept: Sequence[socket.socket]
+    ) -> None:
+        super().__init__(application, options, kept)
         self._worker = worker
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -77,6 +80,8 @@ class PreforkWorker(Worker):
     """One worker as the arbiter sees it: `state` is one byte of memory that both processes share."""
 
     options: Options
+    kept: Sequence[socket.socket] = ()
+    """Connections from before the first fork; the first worker serves them."""
     pid: int  # pyright: ignore[reportIncompatibleVariableOverride] - a text until the fork
 
     def __init__(self, *args: Any) -> None:
@@ -103,7 +108,7 @@ class PreforkWorker(Worker):
             signal.signal(signum, signal.SIG_DFL)
         for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGWINCH):
             signal.signal(signum, signal.SIG_IGN)
-        self._server = _WorkerServer(self, cast("Application", self.app.wsgi()), self.options)
+        self._server = _WorkerServer(self, cast("Application", self.app.wsgi()), self.options, self.kept)
         signal.signal(signal.SIGTERM, self._server.handle_exit)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
@@ -153,6 +158,10 @@ class PreforkArbiter(Arbiter):
         try:
             return super().spawn_worker()
         finally:
+            # The first worker has them now. It comes by here too, at its end.
+            for client in PreforkWorker.kept:
+                client.close()
+            PreforkWorker.kept = ()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def manage_workers(self) -> None:
@@ -267,12 +276,17 @@ class _Prefork(BaseApplication):
 
 
 def serve_with_workers(
-    make: Callable[[], Application], listener: socket.socket, options: Options, announce: Callable[[], None]
+    make: Callable[[], Application],
+    listener: socket.socket,
+    options: Options,
+    announce: Callable[[], None],
+    kept: Sequence[socket.socket] = (),
 ) -> None:
     """Serve in processes forked from this one, which stays as their supervisor, until SIGTERM or SIGINT.
 
     `make()` is called once, before the first fork, and should import all that the workers will need.
     """
+    PreforkWorker.kept = kept
     try:
         _Prefork(make, listener, options, announce).run()
     finally:

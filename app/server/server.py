@@ -7,15 +7,15 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import uvicorn
 
 from app.server.connection import Connection, State
 from app.server.listener import BACKLOG, turn_newcomers_away, until_nobody_waits
+from app.server.options import Application, Options
 
 _FORCED_S = 0.7
 """After a second signal, for what can be ended in order."""
@@ -33,52 +33,15 @@ def settle() -> None:
     gc.set_threshold(_YOUNG_OBJECTS, 10, 10)
 
 
-class Application(Protocol):
-    """What is served: an ASGI application that can be told of its end."""
-
-    draining: asyncio.Event
-    """Set first: no new work, not ready."""
-    last_call: asyncio.Event
-    """Set before what still runs is cancelled."""
-
-    @property
-    def is_loaded(self) -> bool | None:
-        """Whether it has all it needs to answer; `None` while that is not decided."""
-        ...
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve one event."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to serve; 0 switches a limit off."""
-
-    workers: int = 1
-    keep_alive_s: int = 5
-    graceful_timeout_s: int = 25
-    max_requests: int = 0
-    """After about so many requests a worker is replaced: between this and `max_requests_jitter` more."""
-    max_requests_jitter: int = 0
-    max_worker_bytes: int = 0
-    """A worker whose resident memory, shared pages included, is above this is replaced."""
-    trusted_proxies: tuple[str, ...] = ()
-
-    @property
-    def last_call_s(self) -> float:
-        """Seconds of the grace time that streams get to end by themselves."""
-        return min(5.0, self.graceful_timeout_s / 5)
-
-
 class Server(uvicorn.Server):
     """Serves until `should_exit`, then: nobody new, running requests finish, then everything is closed.
 
     Sets `application.draining` at once, accepts whoever stands before the listener, closes it, answers what is running
     or on its way with `Connection: close`, and sets `application.last_call` before the grace time is over.
+    Connections in `kept` were accepted before there was a server, and are served like those that come.
     """
 
-    def __init__(self, application: Application, options: Options) -> None:
+    def __init__(self, application: Application, options: Options, kept: Sequence[socket.socket] = ()) -> None:
         config = uvicorn.Config(
             cast("Any", application),
             loop="auto",  # uvloop where it is installed
@@ -103,6 +66,19 @@ class Server(uvicorn.Server):
         self._has_settled = False
         self.application = application
         self.options = options
+        self._kept = kept
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept, and to serve who was kept."""
+        await super().startup(sockets=sockets)
+        loop = asyncio.get_running_loop()
+        kept, self._kept = self._kept, ()
+        for client in kept:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                await loop.connect_accepted_socket(self._new_connection, client)
+
+    def _new_connection(self) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state)
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end. Once a second slow clients are cut off."""
@@ -167,8 +143,14 @@ class Server(uvicorn.Server):
 class LoneServer(Server):
     """The one process of a server: told by signals, SIGTERM or SIGINT. Exit status 0; the second signal ends it."""
 
-    def __init__(self, application: Application, options: Options, announce: Callable[[], None]) -> None:
-        super().__init__(application, options)
+    def __init__(
+        self,
+        application: Application,
+        options: Options,
+        announce: Callable[[], None],
+        kept: Sequence[socket.socket] = (),
+    ) -> None:
+        super().__init__(application, options, kept)
         self._announce = announce
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -191,10 +173,14 @@ class LoneServer(Server):
 
 
 def serve_alone(
-    application: Application, listener: socket.socket, options: Options, announce: Callable[[], None]
+    application: Application,
+    listener: socket.socket,
+    options: Options,
+    announce: Callable[[], None],
+    kept: Sequence[socket.socket] = (),
 ) -> None:
     """Serve in this process until SIGTERM or SIGINT; `announce()` is called when requests are accepted."""
-    server = LoneServer(application, options, announce)
+    server = LoneServer(application, options, announce, kept)
     # Also during the last steps of the interpreter a signal is no reason for a traceback.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, server.handle_exit)
