@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
+from app.api.attention import attended
 from app.api.cache_headers import cache_headers, cache_mode
 from app.api.dependencies import AgentRoomDep, LimitedCaller, RuntimeDep
 from app.api.event_stream import EventStream
@@ -102,7 +103,9 @@ async def prompt(
     if body.stream:
         wire = PromptEvents(visit.request_id, lambda answer: _written(_reply(answer, visit.elapsed_ms)))
         return EventStream(room.prompts.stream(caller, question), wire, runtime.streams)
-    answer = await room.prompts.answer(caller, question)
+    answer = await attended(request, room.prompts.answer(caller, question))
+    if isinstance(answer, Response):
+        return answer
     response.headers.update(cache_headers(answer.cache, age_s=answer.age_s, ttl_s=answer.ttl_s))
     if visit.request_digest is not None:
         known: KnownQuestions = request.app.state.known_questions
