@@ -287,6 +287,8 @@ def serve_with_workers(
     `make()` is called once, before the first fork, and should import all that the workers will need.
     """
     PreforkWorker.kept = kept
+    gc.freeze()
+    gc.enable()
     try:
         _Prefork(make, listener, options, announce).run()
     finally:

@@ -28,9 +28,10 @@ _YOUNG_OBJECTS = 20_000
 
 
 def settle() -> None:
-    """Take all that is loaded by now out of the search for rubbish, and search less often."""
+    """Take all that is loaded by now out of the search for rubbish, and search from now on, but less often."""
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, 10, 10)
+    gc.enable()
 
 
 class Server(uvicorn.Server):
