@@ -227,7 +227,8 @@ async def test_overflow_counts_what_is_open_beyond_the_pool(database_url: str) -
         assert database.pool_status() == PoolStatus(pool_size=1, checked_out=0, overflow=0)
 
 
-async def test_fifty_openings_leave_no_thread_and_no_task(database_url: str) -> None:
+@pytest.mark.parametrize("openings", [8, pytest.param(50, marks=pytest.mark.soak)])
+async def test_openings_leave_no_thread_and_no_task(database_url: str, openings: int) -> None:
     async def once() -> None:
         async with open_database(database_url) as database:
             await database.ping(timeout_s=5)
@@ -239,7 +240,7 @@ async def test_fifty_openings_leave_no_thread_and_no_task(database_url: str) -> 
 
     await once()
     before = lasting()
-    for _ in range(50):
+    for _ in range(openings):
         await once()
     # A connection's thread ends a moment after the connection: a bounded wait, then the verdict.
     for _ in range(200):
