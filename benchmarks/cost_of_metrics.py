@@ -3,13 +3,14 @@
 One request after another through the front door of the whole application, in this process, in alternating rounds: with
 everything that is measured, and with none of it (no counters, no histograms, no stories, no reports to other workers,
 no watch over the loop). CPU time, since the machine may be shared; median of the ratios with extremes.
-There is no socket in it. `--served` compares two servers over HTTP instead, in turns, with 32 connections: ours, and
-the same one that records nothing (`benchmarks.unmeasured_server`).
+There is no socket in it. `--served` compares two servers over HTTP instead, with 32 connections: ours, and the same one
+that records nothing (`benchmarks.unmeasured_server`). It is what a hit's rate is judged by.
 """
 
 import argparse
 import asyncio
 import os
+import socket
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -19,17 +20,17 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from app.api.front_door import FrontDoor
 from app.config import load_settings
 from app.core.metrics import Metrics
+from app.load import NONCE
 from app.main import create_app
 from app.runtime import prepare
-from benchmarks.report import shown
-from benchmarks.rows import Row, measure_row, spread
-from benchmarks.running import fake_provider, homes, serve
+from benchmarks.running import LOAD_CORES, Running, fake_provider, homes, pinned, send, serve
 from benchmarks.subjects import MNEMOSINE
 
 PASSWORD = "a password for benchmarks"
@@ -146,36 +147,91 @@ async def _pause() -> None:
     await asyncio.sleep(0)
 
 
-def serve_both(rounds: int, seconds: float = 2.0) -> None:
-    """Print rate and CPU of a hit with and without recording, and their ratios by round."""
+def cpu_s(server: Running) -> float:
+    """CPU that all threads of `server` have had, in seconds: the scheduler's account in nanoseconds, not its ticks."""
+    accounts = [
+        task.read_text()
+        for process in server.processes()
+        for task in Path(f"/proc/{process.pid}/task").glob("*/schedstat")
+    ]
+    return sum(int(account.split()[0]) for account in accounts) / 1e9
+
+
+def hit_all(lines: list[socket.socket], sent: bytes, times: int) -> None:
+    """Ask on all connections at once, and read all answers, `times` times."""
+    for _ in range(times):
+        for line in lines:
+            line.sendall(sent)
+        for line in lines:
+            reply = line.recv(65536)
+            head, found, body = reply.partition(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            while len(body) < length:
+                body += line.recv(65536)
+            assert found, reply
+            assert head.startswith(b"HTTP/1.1 200 "), head
+            assert b"x-cache: HIT" in head, head
+
+
+def serve_both(rounds: int, hits: int, connections: int = 32) -> None:
+    """Print the CPU of a hit with and without recording, and the median of their ratios with its 95 % interval.
+
+    Many short turns, each server first in every other: what else the machine does falls on both alike.
+    """
     command = ("-m", "benchmarks.unmeasured_server", *MNEMOSINE.command[2:])
     measured = replace(MNEMOSINE, environment=None)
     unmeasured = replace(MNEMOSINE, name="unmeasured", environment=None, command=command)
+    body = MNEMOSINE.ways["cached"].body.replace(NONCE, "metrics").encode()
+    pinned(LOAD_CORES)()
     with ExitStack() as stack:
         provider = stack.enter_context(fake_provider())
         folders = stack.enter_context(homes((measured, unmeasured)))
-        up = [
-            stack.enter_context(serve(one, provider, folders[one.name], for_load=True))
-            for one in (measured, unmeasured)
-        ]
-        row = Row("cached", "cached", 32)
-        found = measure_row(row, up, provider, rounds=rounds, seconds=seconds, rates={})["subjects"]
-    for name, told in found.items():
-        rate, cpu = spread(told["per_second"]), spread([1000 * one for one in told["cpu_ms"]])
-        print(f"{name:<12} {shown(rate)} hits/s, {shown(cpu)} µs CPU, {sum(told['errors']):.0f} errors")
-    with_all, without = found[measured.name]["cpu_ms"], found[unmeasured.name]["cpu_ms"]
-    print(f"CPU ratio    {shown(spread([one / other for one, other in zip(with_all, without, strict=True)]))}")
+        up = [stack.enter_context(serve(one, provider, folders[one.name])) for one in (measured, unmeasured)]
+        open_lines: list[list[socket.socket]] = []
+        asked: list[bytes] = []
+        for server in up:
+            for _ in range(2):
+                assert send(server, MNEMOSINE.ways["cached"], "metrics")[0] == 200
+            address = urlsplit(server.url)
+            head = (
+                f"POST {MNEMOSINE.ways['cached'].path} HTTP/1.1\r\nhost: {address.netloc}\r\n"
+                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+                f"authorization: Bearer {server.token}\r\n\r\n"
+            )
+            asked.append(head.encode() + body)
+            place = (str(address.hostname), int(address.port or 80))
+            lines = [socket.create_connection(place, timeout=60) for _ in range(connections)]
+            open_lines.append([stack.enter_context(line) for line in lines])
+        times = max(1, hits // connections)
+        found: list[list[float]] = [[], []]
+        for turn in range(-2, rounds):
+            for at in (0, 1) if turn % 2 else (1, 0):
+                began = cpu_s(up[at])
+                hit_all(open_lines[at], asked[at], times)
+                used_s = cpu_s(up[at]) - began
+                if turn >= 0:  # the first ones warm up
+                    found[at].append(used_s / (times * connections) * 1e6)
+    for name, one in zip(("everything", "nothing"), found, strict=True):
+        low, _, high = statistics.quantiles(one, n=4)
+        print(f"with {name:<12} {statistics.median(one):6.1f} µs of CPU a hit  (quarters {low:.1f}–{high:.1f})")
+    ratios = sorted(a / b - 1 for a, b in zip(*found, strict=True))
+    # Of n values in order, the median of what they were drawn from lies between these two 95 times of 100.
+    reach = int(0.98 * rounds**0.5) + 1
+    low, high = ratios[max(0, rounds // 2 - reach)], ratios[min(rounds - 1, rounds // 2 + reach)]
+    print(f"difference        {100 * statistics.median(ratios):6.2f} %  (95 %: {100 * low:.2f}–{100 * high:.2f})")
+    saved = 1 / (1 + statistics.median(ratios)) - 1
+    print(f"of the rate       {100 * saved:6.2f} %, {rounds} turns of {times * connections} hits each")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_of_metrics", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--hits", type=int, default=3000)
-    parser.add_argument("--served", action="store_true", help="two servers over HTTP")
+    parser.add_argument("--served", action="store_true", help="two servers over HTTP; take --rounds 200")
     options = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if options.served:
-        serve_both(options.rounds)
+        serve_both(options.rounds, options.hits)
     else:
         asyncio.run(measure(options.rounds, options.hits))
 
