@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -489,7 +489,9 @@ def _first_fault(error: ValidationError) -> str:
         problem = "must " + problem.removeprefix("string should ")
     got = ""
     if field.repr and "SecretStr" not in str(field.annotation):
-        shown = redact(_one_line(str(fault.get("input"))))
+        given: object = fault.get("input")
+        listed = ",".join(map(str, cast("tuple[object, ...]", given))) if isinstance(given, tuple) else str(given)
+        shown = redact(_one_line(listed))
         got = f", got {shown[:40]!r}" + ("…" if len(shown) > 40 else "")
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return f"{name.upper()} {problem}{got}; example: {name.upper()}={_example(name)}{more}"

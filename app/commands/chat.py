@@ -52,7 +52,8 @@ def chat(agent: str, url: str | None, token: str | None, username: str | None, e
         if at_terminal:
             talk.go_on()
         else:
-            talk.ask_once(sys.stdin.read())
+            # As a shell does it with what a command prints: `echo` ends its line, and nobody asks a newline.
+            talk.ask_once(sys.stdin.read().rstrip("\r\n"))
 
 
 def _sign_in(server: "Served", username: str | None, *, at_terminal: bool) -> None:

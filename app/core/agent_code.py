@@ -69,14 +69,19 @@ def _import(reference: str, name: str) -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
+        if name.endswith(".py"):
+            raise BadConfiguration(
+                f"AGENTS: {reference}: a module is named without .py: {reference.replace('.py:', ':')}"
+            ) from error
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise BadConfiguration(
                 f"AGENTS: {reference}: there is no module {error.name!r}; install it, or start in its folder"
             ) from error
         raise BadConfiguration(f"AGENTS: {reference}: it needs {error.name!r}, which is not installed") from error
     except Exception as error:
-        # Foreign code may raise anything; the last frame is the line to mend.
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        # Foreign code may raise anything; the last frame outside of installed packages is the line to mend.
+        frames = traceback.extract_tb(error.__traceback__)
+        frame = next((frame for frame in reversed(frames) if "site-packages" not in frame.filename), frames[-1])
         raise BadConfiguration(
             f"AGENTS: {reference} cannot be imported: {frame.filename}, line {frame.lineno}: "
             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

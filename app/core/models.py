@@ -1,12 +1,13 @@
 """Live models, made from names such as `openai-chat:gpt-5-mini`, and their failures in our words."""
 
+import difflib
 from hashlib import sha256
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast, get_args
 
 import httpx2
 from pydantic_ai import exceptions
-from pydantic_ai.models import Model, create_async_httpx2_client, infer_model
+from pydantic_ai.models import KnownModelName, Model, create_async_httpx2_client, infer_model
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 
@@ -18,6 +19,16 @@ from app.errors import BadConfiguration, LimitExceeded, MnemosineError, Provider
 
 if TYPE_CHECKING:
     from pydantic_ai.models.openai import OpenAIChatModel
+
+_EXTRAS = ("anthropic", "bedrock", "cohere", "google", "groq", "mistral")
+_KEYS = {
+    "openai": "OPENAI_API_KEY",
+    "anthropic": "ANTHROPIC_API_KEY",
+    "google": "GOOGLE_API_KEY",
+    "groq": "GROQ_API_KEY",
+    "mistral": "MISTRAL_API_KEY",
+    "cohere": "CO_API_KEY",
+}
 
 
 class Models:
@@ -67,13 +78,12 @@ class Models:
             return self._guarded(self._lean(infer_model(name, self._provider)), name)
         except (exceptions.UserError, ValueError) as error:
             raise BadConfiguration(
-                f"model {name!r} cannot be used: {_first_line(error)} (valid: openai-chat:gpt-5-mini, offline)"
+                f"model {name!r} cannot be used: {_first_line(error)}"
+                f"{_nearest_provider(name) or ' (valid: openai-chat:gpt-5-mini, offline)'}"
             ) from error
         except ImportError as error:
-            provider = name.partition(":")[0]
             raise BadConfiguration(
-                f"model {name!r} needs a package that is not installed: "
-                f"pip install 'mnemosine[{provider.removesuffix('-vertex')}]'"
+                f"model {name!r} needs a package that is not installed: pip install '{_extra(name)}'"
             ) from error
 
     def _lean(self, model: Model[Any]) -> Model[Any]:
@@ -139,11 +149,15 @@ def provider_error(error: Exception, *, provider: str) -> MnemosineError | None:
         case exceptions.ModelTimeoutError() | exceptions.ModelRequestTimeout() | TimeoutError():
             return ProviderTimeout(f"the model provider {provider} did not answer in time")
         case exceptions.ModelAuthenticationError():
+            cure = f"; whoever runs it has to correct {_KEYS[provider]}" if provider in _KEYS else ""
             return ProviderFailed(
-                f"the model provider {provider} refused this server's credentials", retry_useful=False
+                f"the model provider {provider} refused this server's credentials{cure}", retry_useful=False
             )
         case exceptions.ModelNotFoundError():
-            return ProviderFailed(f"the model provider {provider} does not know this model", retry_useful=False)
+            unknown = f"{error.model_name!r}{_nearest_model(error.model_name, provider)}"
+            return ProviderFailed(
+                f"the model provider {provider} does not know the model {unknown}", retry_useful=False
+            )
         case exceptions.ModelContextWindowExceededError():
             return ProviderFailed(f"the prompt is too long for this model of {provider}", retry_useful=False)
         case exceptions.ModelQuotaExceededError():
@@ -160,6 +174,32 @@ def provider_error(error: Exception, *, provider: str) -> MnemosineError | None:
             return LimitExceeded("the run needed more requests or tokens than one run may use", retry_useful=False)
         case _:
             return None
+
+
+def _extra(name: str) -> str:
+    """What to install for the model of this name: an extra of ours, or of Pydantic AI where we have none."""
+    provider = name.partition(":")[0].removeprefix("gateway/")
+    ours = provider.partition("-")[0]
+    return f"mnemosine[{ours}]" if ours in _EXTRAS else f"pydantic-ai-slim[{provider}]"
+
+
+def _nearest_provider(name: str) -> str:
+    """`; did you mean …?` where the provider in `name` is unknown and like a known one, else nothing."""
+    provider, _, model = name.partition(":")
+    providers = {known.partition(":")[0] for known in get_args(KnownModelName.__value__)}
+    close = [] if provider in providers else difflib.get_close_matches(provider, sorted(providers), n=1)
+    return f"; did you mean {close[0]}:{model}?" if close else ""
+
+
+def _nearest_model(model: str, provider: str) -> str:
+    """`; did you mean …?` with the model of `provider` that is named most like it, or nothing."""
+    names: set[str] = set()
+    for known in get_args(KnownModelName.__value__):
+        prefix, _, name = known.partition(":")
+        if prefix.startswith(provider):
+            names.add(name)
+    close = [] if model in names else difflib.get_close_matches(model, sorted(names), n=1, cutoff=0.8)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,117 @@
+"""What stops somebody in the first hour says in one line what to do."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic_ai import exceptions
+
+from app.core.agent_code import load_agent
+from app.core.models import Models, provider_error
+from app.errors import BadConfiguration
+from tests.process import ROOT
+
+
+def refusal_of(model: str) -> str:
+    with pytest.raises(BadConfiguration) as refused:
+        Models().get(model)
+    return refused.value.detail
+
+
+def test_an_unknown_provider_names_the_nearest() -> None:
+    assert "did you mean openai-chat:gpt-5-mini?" in refusal_of("openai-chta:gpt-5-mini")
+    assert "did you mean anthropic:claude" in refusal_of("antropic:claude")
+    assert "valid: openai-chat:gpt-5-mini, offline" in refusal_of("qqqqqq:x")
+
+
+def test_a_missing_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    assert "OPENAI_API_KEY" in refusal_of("openai-chat:gpt-5-mini")
+
+
+@pytest.mark.parametrize(
+    ("model", "package", "module"),
+    [
+        ("anthropic:claude-sonnet-4-5", "mnemosine[anthropic]", "anthropic"),
+        ("google-cloud:gemini-2.5-pro", "mnemosine[google]", "google"),
+        ("xai:grok-4", "pydantic-ai-slim[xai]", "xai"),
+    ],
+)
+def test_a_missing_package_is_one_to_install(
+    model: str, package: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if it were not installed, in an environment that may have it.
+    for name in [
+        name
+        for name in sys.modules
+        if name.startswith((f"pydantic_ai.providers.{module}", f"pydantic_ai.models.{module}"))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("anthropic", "google.genai", "xai_sdk"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert f"pip install '{package}'" in refusal_of(model)
+
+
+def test_a_wrong_model_name_and_a_wrong_key_say_what_to_mend() -> None:
+    unknown = provider_error(exceptions.ModelNotFoundError("gpt6-luna", "no such model"), provider="openai")
+    assert unknown is not None
+    assert str(unknown) == "the model provider openai does not know the model 'gpt6-luna'; did you mean 'gpt-6-luna'?"
+    own = provider_error(exceptions.ModelNotFoundError("llama3.2", "no such model"), provider="openai")
+    assert str(own) == "the model provider openai does not know the model 'llama3.2'"
+    refused = provider_error(exceptions.ModelAuthenticationError("gpt-5-mini", "no"), provider="openai")
+    assert "correct OPENAI_API_KEY" in str(refused)
+
+
+def test_an_agent_that_cannot_be_made_is_shown_in_its_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "wants_a_key.py").write_text(
+        "from pydantic_ai import Agent\n\nhelper = Agent('openai-chat:gpt-5-mini')\n"
+    )
+    with pytest.raises(BadConfiguration) as refused:
+        load_agent("wants_a_key:helper", default_model="offline")
+    assert f"{tmp_path / 'wants_a_key.py'}, line 3: UserError: Set the `OPENAI_API_KEY`" in refused.value.detail
+
+
+def test_a_module_with_the_ending_of_its_file_is_named_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "with_ending.py").write_text("from pydantic_ai import Agent\n\nhelper = Agent()\n")
+    with pytest.raises(BadConfiguration, match=r"named without \.py: with_ending:helper$"):
+        load_agent("with_ending.py:helper", default_model="offline")
+
+
+def serve(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "DATA_DIR": str(folder / "data"), **settings}
+    program = [sys.executable, "-m", "app", "serve", *arguments]
+    return subprocess.run(
+        program, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_a_reference_without_an_attribute_is_shown_as_it_was_written(tmp_path: Path) -> None:
+    done = serve(tmp_path, "my_module")
+    assert done.returncode == 2
+    assert "got 'my_module'; example: AGENTS=" in done.stderr
+
+
+def test_a_taken_port_is_said_before_anything_is_made(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = serve(tmp_path, "--port", str(port))
+    assert done.returncode == 2
+    assert f"PORT {port} on 127.0.0.1 is taken by another program" in done.stderr
+    assert not (tmp_path / "data" / "mnemosine.db").exists()
+
+
+def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = serve(tmp_path, DATA_DIR=str(tmp_path / "file" / "data"))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"mnemosine: DATA_DIR {tmp_path / 'file' / 'data'}")
