@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import count
 from time import perf_counter, time
 from typing import Any
 
@@ -124,7 +125,9 @@ class Stories:
         self._clock = clock
         self._recent: deque[Told] = deque(maxlen=size)
         self._unshown: deque[Told] = deque(maxlen=size)
-        self._slowest: list[tuple[float, float, Told]] = []
+        self._slowest: list[tuple[float, float, int, Told]] = []
+        self._numbers = count()
+        """Of two that took as long at the same moment, one has to come first."""
 
     def add(
         self, request_id: str, at: float, route: str, status: int, started: float, seconds: float, story: Story
@@ -139,9 +142,9 @@ class Stories:
         if _WATCHING in route:
             return  # Who looks at numbers is not what they are about.
         if len(slowest) < _SLOWEST:
-            heapq.heappush(slowest, (seconds, at, told))
+            heapq.heappush(slowest, (seconds, at, next(self._numbers), told))
         else:
-            heapq.heapreplace(slowest, (seconds, at, told))
+            heapq.heapreplace(slowest, (seconds, at, next(self._numbers), told))
 
     def find(self, request_id: str) -> Told | None:
         """The last story of this request, if it is still known here."""
@@ -150,10 +153,10 @@ class Stories:
     def slowest(self) -> list[Told]:
         """The slowest of the last hour, the slowest first."""
         since = self._clock() - _SLOWEST_FOR_S
-        if any(at < since for _, at, _ in self._slowest):
+        if any(at < since for _, at, _, _ in self._slowest):
             self._slowest = [entry for entry in self._slowest if entry[1] >= since]
             heapq.heapify(self._slowest)
-        return [told for _, _, told in sorted(self._slowest, key=lambda entry: -entry[0])]
+        return [told for _, _, _, told in sorted(self._slowest, key=lambda entry: -entry[0])]
 
     def take_unshown(self) -> list[Told]:
         """What came since this was asked last, to be shown to other workers."""
