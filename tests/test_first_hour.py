@@ -78,6 +78,20 @@ def test_an_agent_that_cannot_be_made_is_shown_in_its_own_file(tmp_path: Path, m
     assert f"{tmp_path / 'wants_a_key.py'}, line 3: UserError: Set the `OPENAI_API_KEY`" in refused.value.detail
 
 
+def test_dependencies_that_nobody_makes_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "wants_deps.py").write_text(
+        "from pydantic_ai import Agent\n\n"
+        "without = Agent(deps_type=dict)\nmade = Agent(deps_type=dict)\nmade_deps = dict\n"
+    )
+    load_agent("wants_deps:made", default_model="offline")
+    assert caplog.messages == []
+    load_agent("wants_deps:without", default_model="offline")
+    assert "no without_deps beside it" in caplog.text
+
+
 def test_a_module_with_the_ending_of_its_file_is_named_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

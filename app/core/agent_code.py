@@ -1,11 +1,12 @@
 """Agents from Python code: `package.module:attribute`, an existing Pydantic AI `Agent` with its tools."""
 
 import difflib
+import logging
 import traceback
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import Any, cast
 
 from pydantic import ValidationError
@@ -15,6 +16,8 @@ from pydantic_ai.models import Model
 from app.core.agent_options import AgentOptions
 from app.core.agents import AgentDefinition, AnyAgent
 from app.errors import BadConfiguration
+
+_log = logging.getLogger(__name__)
 
 
 def load_agent(reference: str, *, default_model: str) -> AgentDefinition:
@@ -40,6 +43,11 @@ def load_agent(reference: str, *, default_model: str) -> AgentDefinition:
     deps = getattr(owner, f"{last}_deps", None)
     if deps is not None and not callable(deps):
         raise BadConfiguration(f"AGENTS: {module_name}:{attribute}_deps must be a function that makes dependencies")
+    if deps is None and agent.deps_type not in (None, NoneType):
+        _log.warning(
+            "AGENTS: %s wants dependencies (%s), and there is no %s_deps beside it to make them; its runs get None",
+            *(reference, getattr(agent.deps_type, "__name__", agent.deps_type), last),
+        )
     model = agent.model
     metadata: object = agent._metadata  # pyright: ignore[reportPrivateUsage] - there is no public reader
     ours = cast("dict[str, Any]", metadata).get("mnemosine") if isinstance(metadata, dict) else None
