@@ -119,12 +119,18 @@ class Told:
 
 
 class Stories:
-    """The last `size` stories of this worker and the slowest of the last hour; adding one costs under a microsecond."""
+    """The last stories of this worker and the slowest of the last hour; adding one costs under a microsecond.
 
-    def __init__(self, *, size: int = 512, clock: Callable[[], float] = time) -> None:
+    Of remarkable requests the last `size` are kept, of all others the last `plain_size`: more of those would push
+    out what is worth a look, and their memory, always another, cost a hit more than all else that is recorded.
+    """
+
+    def __init__(self, *, size: int = 512, plain_size: int = 48, clock: Callable[[], float] = time) -> None:
         self._clock = clock
         self._recent: deque[Told] = deque(maxlen=size)
         self._unshown: deque[Told] = deque(maxlen=size)
+        self._plain: deque[Told] = deque(maxlen=plain_size)
+        self._plain_unshown: deque[Told] = deque(maxlen=plain_size)
         self._slowest: list[tuple[float, float, int, Told]] = []
         self._numbers = count()
         """Of two that took as long at the same moment, one has to come first."""
@@ -134,8 +140,12 @@ class Stories:
     ) -> None:
         """Keep the story of a request that was answered `at` this time."""
         told = Told(request_id, at, route, status, started, seconds, story)
-        self._recent.append(told)
-        self._unshown.append(told)
+        if told.is_remarkable:
+            self._recent.append(told)
+            self._unshown.append(told)
+        else:
+            self._plain.append(told)
+            self._plain_unshown.append(told)
         slowest = self._slowest
         if len(slowest) == _SLOWEST and seconds <= slowest[0][0]:
             return
@@ -148,7 +158,11 @@ class Stories:
 
     def find(self, request_id: str) -> Told | None:
         """The last story of this request, if it is still known here."""
-        return next((told for told in reversed(self._recent) if told.request_id == request_id), None)
+        return max(
+            (told for told in (*self._recent, *self._plain) if told.request_id == request_id),
+            key=lambda told: told.at,
+            default=None,
+        )
 
     def slowest(self) -> list[Told]:
         """The slowest of the last hour, the slowest first."""
@@ -160,8 +174,10 @@ class Stories:
 
     def take_unshown(self) -> list[Told]:
         """What came since this was asked last, to be shown to other workers."""
-        fresh, self._unshown = self._unshown, deque(maxlen=self._unshown.maxlen)
-        return list(fresh)
+        fresh = sorted((*self._unshown, *self._plain_unshown), key=lambda told: told.at)
+        self._unshown.clear()
+        self._plain_unshown.clear()
+        return fresh
 
 
 def written(told: Told, pid: int) -> bytes:

@@ -12,3 +12,15 @@ def test_requests_that_took_as_long_at_the_same_moment_are_all_kept() -> None:
     slowest = stories.slowest()
     assert len(slowest) == 20
     assert {told.request_id for told in slowest[:5]} == {f"slow {number}" for number in range(5)}
+
+
+def test_plain_requests_push_out_no_remarkable_one() -> None:
+    stories = Stories(size=4, plain_size=2, clock=lambda: 1000.0)
+    stories.add("failed", 1000.0, "POST /x", 500, 0.0, 0.01, Story())
+    for number in range(10):
+        stories.add(f"hit {number}", 1001.0 + number, "POST /x", 200, 0.0, 0.01, Story())
+    assert stories.find("failed") is not None
+    assert stories.find("hit 9") is not None
+    assert stories.find("hit 7") is None
+    assert [told.request_id for told in stories.take_unshown()] == ["failed", "hit 8", "hit 9"]
+    assert stories.take_unshown() == []
