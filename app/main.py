@@ -21,6 +21,7 @@ from app.api.openai import chat as openai_chat
 from app.api.openai import models as openai_models
 from app.api.openai import responses as openai_responses
 from app.api.problems import add_problem_handlers
+from app.api.straight_routes import StraightRoutes
 from app.api.v1 import (
     agent,
     agents,
@@ -97,6 +98,8 @@ def create_app(settings: Settings) -> FrontDoor:
     routes = [*api.routes, *(route for router in routers for route in router.routes)]
     complete_document(api, routes)
     add_problem_handlers(api, routes)
+    # The first to be added is the innermost.
+    api.add_middleware(StraightRoutes, routes=routes, handlers=api.exception_handlers)
     if settings.enable_response_compression:
         api.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5)
     if settings.allowed_origins:
