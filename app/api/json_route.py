@@ -25,18 +25,25 @@ class JsonRoute(APIRoute):
 
     def get_route_handler(self) -> Handler:
         """FastAPI's handler behind the strict reader, where the route takes a JSON body at all."""
-        handle = super().get_route_handler()
-        field = self.body_field
-        if field is None or isinstance(field.field_info, params.Form):
-            return handle
+        if self._takes_json:
+            return self.straight_handler() or _reading(super().get_route_handler())
+        return super().get_route_handler()
 
-        if (route := straight(self)) is not None:
-            handle = route.answer
+    def straight_handler(self) -> Handler | None:
+        """The whole of what answers a request, where that is worked out beforehand (`straight`)."""
+        route = straight(self) if self._takes_json else None
+        return None if route is None else _reading(route.answer)
 
-        async def handle_json(request: Request) -> Response:
-            return await handle(await _StrictRequest.read(request))
+    @property
+    def _takes_json(self) -> bool:
+        return self.body_field is not None and not isinstance(self.body_field.field_info, params.Form)
 
-        return handle_json
+
+def _reading(handle: Handler) -> Handler:
+    async def handle_json(request: Request) -> Response:
+        return await handle(await _StrictRequest.read(request))
+
+    return handle_json
 
 
 class _StrictRequest(Request):

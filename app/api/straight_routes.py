@@ -9,8 +9,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.json_route import Handler
-from app.api.straight import straight
+from app.api.json_route import Handler, JsonRoute
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +21,19 @@ class _Straight:
 class StraightRoutes:
     """In front of the routes, behind every other middleware: a twelfth less of Python is executed for a prompt.
 
-    Only for routes that `straight` has worked out. They get what they would get from FastAPI, but for the search
-    through all routes and for three exit stacks that they have no use for; `handlers` are the application's, and
-    what has no handler there goes on as it would.
+    Only for routes with a JSON body that `straight` has worked out. They get what they would get from FastAPI, but for
+    the search through all routes and for three exit stacks that they have no use for; `handlers` are the
+    application's, and what has no handler there goes on as it would.
     """
 
     def __init__(self, app: ASGIApp, *, routes: Iterable[BaseRoute], handlers: Mapping[Any, Any]) -> None:
         self._app = app
         self._handlers = handlers
         self._found = {
-            (method, route.path): _Straight(route, route.get_route_handler())
+            (method, route.path): _Straight(route, handle)
             for route in routes
-            if isinstance(route, APIRoute) and not route.param_convertors and straight(route) is not None
+            if isinstance(route, JsonRoute) and not route.param_convertors
+            if (handle := route.straight_handler()) is not None
             for method in route.methods or ()
         }
 
