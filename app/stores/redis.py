@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha1
 from importlib.resources import files
 from itertools import count
@@ -60,12 +61,9 @@ class RedisStore:
         self._bumped_at = 0.0
 
     async def start(self) -> None:
-        """Look whether Redis is there, and keep looking; one that is away is one line in the log, not an error."""
-        try:
+        """Look whether Redis is there, and keep looking; one that is away is no error, and the link says it once."""
+        with suppress(StoreUnavailable):
             await self._poll()
-        except StoreUnavailable as error:
-            reason = error.__cause__ or error
-            _log.warning("Redis is away at the start, and looked for from now on (%s)", reason)
         self._keeper = asyncio.create_task(self._keep_polling(), name="redis-generations")
 
     async def get(self, key: bytes) -> bytes | None:

@@ -133,7 +133,7 @@ class RedisLink:
             # Whatever: random bytes make the parser raise many things.
             if self.breaker.failed():
                 reason = f"{type(error).__name__}: {error}".rstrip(": ")
-                _log.warning("Redis is away and is left alone until it answers again (%s)", reason)
+                _log.warning("Redis (REDIS_URL) is away and is left alone until it answers again (%s)", reason)
             raise error if isinstance(error, StoreUnavailable) else StoreUnavailable("Redis does not answer") from error
         finally:
             if connection is not None:
