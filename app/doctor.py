@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from app.config import Settings
+from app.core.model_providers import fault_of
 from app.core.security import open_data_dir, signing_key
 from app.db.server_facts import PostgresFacts, read_postgres_facts
 from app.errors import BadConfiguration, DatabaseUnavailable, StoreUnavailable
@@ -64,6 +65,7 @@ async def examine(settings: Settings, *, replicas: int = 1, clock: Callable[[], 
         *_memory(settings),
         *_timeouts(settings),
         *_several_replicas(settings, replicas),
+        *_model(settings),
     ]
     if settings.database_url.startswith("postgresql"):
         try:
@@ -194,6 +196,13 @@ def _timeouts(settings: Settings) -> Iterator[Finding]:
         problem = f"a token lives for less than one prompt may take (MODEL_TIMEOUT_SECONDS={model:g})"
         value = str(settings.access_token_expire_minutes)
         yield Finding("note", "ACCESS_TOKEN_EXPIRE_MINUTES", value, problem, "set ACCESS_TOKEN_EXPIRE_MINUTES=60")
+
+
+def _model(settings: Settings) -> Iterator[Finding]:
+    if (fault := fault_of(settings.default_model)) is not None:
+        # Agents may all have models of their own; `serve` looks at theirs.
+        severity = "warning" if settings.agents or settings.agents_dir is not None else "failure"
+        yield Finding(severity, "DEFAULT_MODEL", settings.default_model, f"it cannot work: {fault[0]}", fault[1])
 
 
 def _data_dir(settings: Settings) -> Iterator[Finding]:

@@ -26,6 +26,7 @@ from app.core.conversations import Conversations
 from app.core.idempotency import Idempotency
 from app.core.login_limits import LoginLimits
 from app.core.metrics import Metrics
+from app.core.model_providers import fault_of
 from app.core.open_streams import OpenStreams
 from app.core.picture import fold
 from app.core.rate_limiter import RateLimiter
@@ -38,7 +39,7 @@ from app.core.vitals import watch_loop
 from app.db import schema
 from app.db.async_session import Database, open_database
 from app.db.users import create_first_admin, has_admin
-from app.errors import MnemosineError
+from app.errors import BadConfiguration, MnemosineError
 from app.stores.local import LocalStore
 from app.stores.memory import MemoryStore
 from app.stores.protocol import SharedStore
@@ -121,9 +122,7 @@ async def prepare(settings: Settings) -> FirstStart | None:
     Safe to run by several processes at once. Gives the new administrator, or `None` where there is one already.
     Raises `BadConfiguration` or `DatabaseUnavailable`.
     """
-    if settings.agents_dir is not None or settings.agents:
-        # A broken agent stops the start here; without any, nothing that is slow to import is imported.
-        await asyncio.to_thread(load_agents, settings)
+    await asyncio.to_thread(check_models, settings)
     open_data_dir(settings.data_dir)
     _signing_key(settings)
     await asyncio.to_thread(schema.upgrade, settings.database_url)
@@ -438,6 +437,25 @@ def load_agents(settings: Settings) -> "Agents":
         allowed = settings.allowed_capabilities
         found += read_agent_files(settings.agents_dir, default_model=model, allowed_capabilities=allowed)
     return Agents(found, default_model=model)
+
+
+def check_models(settings: Settings) -> None:
+    """Read the agents, and look whether each has a model that can be made here. Raises `BadConfiguration`.
+
+    Where every agent has a model of its own, `DEFAULT_MODEL` needs none. Without agents nothing slow is imported.
+    """
+    needed = {settings.default_model: ""}
+    if settings.agents_dir is not None or settings.agents:
+        needed = {
+            name: f" of agent {agent.name!r} ({agent.source})"
+            for agent in load_agents(settings)
+            for name in (*(() if agent.own_model is not None else (agent.model,)), *agent.fallbacks)
+        }
+    for name, owner in needed.items():
+        fault = fault_of(name)
+        if fault is not None:
+            setting = f"DEFAULT_MODEL={name}" if name == settings.default_model else f"the model {name}{owner}"
+            raise BadConfiguration(f"{setting} cannot work: {fault[0]}; {fault[1]}")
 
 
 def _signing_key(settings: Settings) -> bytes:

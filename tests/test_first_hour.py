@@ -1,14 +1,20 @@
 """What stops somebody in the first hour says in one line what to do."""
 
+import ast
+import inspect
 import os
 import socket
 import subprocess
 import sys
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from pydantic_ai import exceptions
+from pydantic_ai.providers import infer_provider_class
 
+from app.core import model_providers
 from app.core.agent_code import load_agent
 from app.core.models import Models, provider_error
 from app.errors import BadConfiguration
@@ -101,12 +107,91 @@ def test_a_module_with_the_ending_of_its_file_is_named_without_it(
         load_agent("with_ending.py:helper", default_model="offline")
 
 
-def serve(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "DATA_DIR": str(folder / "data"), **settings}
-    program = [sys.executable, "-m", "app", "serve", *arguments]
+    program = [sys.executable, "-m", "app", *arguments]
     return subprocess.run(
         program, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
     )
+
+
+def serve(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, "serve", *arguments, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"DEFAULT_MODEL": "openai-chta:gpt-5-mini"},
+            "cannot work: there is no model provider 'openai-chta'; did you mean openai-chat:gpt-5-mini?",
+        ),
+        ({"DEFAULT_MODEL": "deepseek:deepseek-flash"}, "DEEPSEEK_API_KEY is not set; set it in the environment or"),
+        ({"DEFAULT_MODEL": "xai:grok-4", "XAI_API_KEY": "any"}, "pip install 'pydantic-ai-slim[xai]'"),
+    ],
+)
+def test_a_default_model_that_cannot_work_stops_the_start(tmp_path: Path, settings: dict[str, str], said: str) -> None:
+    if "xai" in said and find_spec("xai_sdk") is not None:
+        pytest.skip("the package is installed")
+    done = serve(tmp_path, "--port", "0", **settings)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"DEFAULT_MODEL={settings['DEFAULT_MODEL']} cannot work: " in done.stderr
+    assert said in done.stderr
+    assert not (tmp_path / "data" / "mnemosine.db").exists()
+
+
+def test_a_model_that_cannot_work_is_said_without_starting(tmp_path: Path) -> None:
+    checked = run(tmp_path, "check-config", DEFAULT_MODEL="openai-chat:gpt-5-mini")
+    assert checked.returncode == 2
+    assert "cannot work: OPENAI_API_KEY or OPENAI_BASE_URL is not set" in checked.stderr
+    assert "DEFAULT_MODEL" in checked.stdout
+    doctor = run(tmp_path, "doctor", DEFAULT_MODEL="openai-chat:gpt-5-mini")
+    assert doctor.returncode == 1
+    assert "failure: DEFAULT_MODEL=openai-chat:gpt-5-mini\n  it cannot work: OPENAI_API_KEY" in doctor.stdout
+
+
+def test_a_default_model_that_no_agent_needs_stops_nothing(tmp_path: Path) -> None:
+    agents = tmp_path / "agents"
+    agents.mkdir()
+    chosen = {"AGENTS_DIR": str(agents), "DEFAULT_MODEL": "deepseek:deepseek-flash"}
+    (agents / "default.yaml").write_text("model: offline\n")
+    assert run(tmp_path, "check-config", **chosen).returncode == 0
+    (agents / "other.yaml").write_text("model: antropic:claude\n")
+    refused = run(tmp_path, "check-config", **chosen)
+    assert refused.returncode == 2
+    assert f"the model antropic:claude of agent 'other' ({agents / 'other.yaml'}) cannot work" in refused.stderr
+    assert "did you mean anthropic:claude?" in refused.stderr
+
+
+def test_the_known_providers_are_those_of_the_library() -> None:
+    tree = ast.parse(inspect.getsource(infer_provider_class))
+    theirs = {
+        str(name.value)
+        for case in ast.walk(tree)
+        if isinstance(case, ast.match_case)
+        for name in ast.walk(case.pattern)
+        if isinstance(name, ast.Constant)
+    }
+    assert theirs == set(model_providers._VARIABLES)  # pyright: ignore[reportPrivateUsage]
+
+
+def test_what_is_refused_early_would_be_refused_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = model_providers._VARIABLES  # pyright: ignore[reportPrivateUsage]
+    for names in variables.values():
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+    refused = [provider for provider in variables if model_providers.fault_of(f"{provider}:some-model")]
+    assert {"openai-chat", "anthropic", "deepseek", "ollama", "xai"} <= set(refused)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one of them is deprecated
+        for provider in refused:
+            refusal_of(f"{provider}:some-model")
+    for provider in refused:
+        for name in variables[provider]:
+            with monkeypatch.context() as patch:
+                patch.setenv(name, "http://there")
+                fault = model_providers.fault_of(f"{provider}:some-model")
+                assert fault is None or "package" in fault[0]
 
 
 def test_a_reference_without_an_attribute_is_shown_as_it_was_written(tmp_path: Path) -> None:

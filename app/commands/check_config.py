@@ -1,5 +1,8 @@
 """`mnemosine check-config`."""
 
+import os
+import sys
+
 import click
 
 from app.commands.settings import env_file_option, read_settings
@@ -20,8 +23,15 @@ def check_config(example: bool, env_file: str) -> None:
         return
     from app.config import describe
 
-    rows = describe(read_settings(env_file))
+    settings = read_settings(env_file)
+    rows = describe(settings)
     name_width = max(len(row.name) for row in rows)
     value_width = max(len(row.value) for row in rows if len(row.value) <= 40)
     for row in rows:
         click.echo(f"{row.name:<{name_width}}  {row.value or '-':<{value_width}}  ({row.origin})")
+
+    from app.runtime import check_models
+
+    if settings.agents and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    check_models(settings)

@@ -12,6 +12,7 @@ from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 
 from app.core import offline_model
+from app.core.model_providers import key_of, nearest_provider, package_of
 from app.core.openai_chat import LeanChatModel, ProviderHttp, is_covered
 from app.core.provider_guard import GuardedModel, GuardedTextModel, ProviderGuard
 from app.core.text_stream import StreamsTexts
@@ -19,16 +20,6 @@ from app.errors import BadConfiguration, LimitExceeded, MnemosineError, Provider
 
 if TYPE_CHECKING:
     from pydantic_ai.models.openai import OpenAIChatModel
-
-_EXTRAS = ("anthropic", "bedrock", "cohere", "google", "groq", "mistral")
-_KEYS = {
-    "openai": "OPENAI_API_KEY",
-    "anthropic": "ANTHROPIC_API_KEY",
-    "google": "GOOGLE_API_KEY",
-    "groq": "GROQ_API_KEY",
-    "mistral": "MISTRAL_API_KEY",
-    "cohere": "CO_API_KEY",
-}
 
 
 class Models:
@@ -77,13 +68,12 @@ class Models:
         try:
             return self._guarded(self._lean(infer_model(name, self._provider)), name)
         except (exceptions.UserError, ValueError) as error:
-            raise BadConfiguration(
-                f"model {name!r} cannot be used: {_first_line(error)}"
-                f"{_nearest_provider(name) or ' (valid: openai-chat:gpt-5-mini, offline)'}"
-            ) from error
+            near = nearest_provider(name)
+            cure = f"; {near}" if near else " (valid: openai-chat:gpt-5-mini, offline)"
+            raise BadConfiguration(f"model {name!r} cannot be used: {_first_line(error)}{cure}") from error
         except ImportError as error:
             raise BadConfiguration(
-                f"model {name!r} needs a package that is not installed: pip install '{_extra(name)}'"
+                f"model {name!r} needs a package that is not installed: pip install '{package_of(name)}'"
             ) from error
 
     def _lean(self, model: Model[Any]) -> Model[Any]:
@@ -149,7 +139,8 @@ def provider_error(error: Exception, *, provider: str) -> MnemosineError | None:
         case exceptions.ModelTimeoutError() | exceptions.ModelRequestTimeout() | TimeoutError():
             return ProviderTimeout(f"the model provider {provider} did not answer in time")
         case exceptions.ModelAuthenticationError():
-            cure = f"; whoever runs it has to correct {_KEYS[provider]}" if provider in _KEYS else ""
+            key = key_of(provider)
+            cure = f"; whoever runs it has to correct {key}" if key is not None else ""
             return ProviderFailed(
                 f"the model provider {provider} refused this server's credentials{cure}", retry_useful=False
             )
@@ -174,21 +165,6 @@ def provider_error(error: Exception, *, provider: str) -> MnemosineError | None:
             return LimitExceeded("the run needed more requests or tokens than one run may use", retry_useful=False)
         case _:
             return None
-
-
-def _extra(name: str) -> str:
-    """What to install for the model of this name: an extra of ours, or of Pydantic AI where we have none."""
-    provider = name.partition(":")[0].removeprefix("gateway/")
-    ours = provider.partition("-")[0]
-    return f"mnemosine[{ours}]" if ours in _EXTRAS else f"pydantic-ai-slim[{provider}]"
-
-
-def _nearest_provider(name: str) -> str:
-    """`; did you mean …?` where the provider in `name` is unknown and like a known one, else nothing."""
-    provider, _, model = name.partition(":")
-    providers = {known.partition(":")[0] for known in get_args(KnownModelName.__value__)}
-    close = [] if provider in providers else difflib.get_close_matches(provider, sorted(providers), n=1)
-    return f"; did you mean {close[0]}:{model}?" if close else ""
 
 
 def _nearest_model(model: str, provider: str) -> str:
