@@ -172,14 +172,20 @@ def test_the_server_says_the_same_in_a_line_and_takes_the_files_it_needs(postgre
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
     try:
         with serving(
-            tmp_path, DATABASE_URL=postgres_url, DB_POOL_SIZE="200", REDIS_URL="redis://127.0.0.1:1/0"
+            tmp_path,
+            DATABASE_URL=postgres_url,
+            DB_POOL_SIZE="200",
+            REDIS_URL="redis://127.0.0.1:1/0",
+            TRUSTED_PROXIES="127.0.0.1",
         ) as server:
-            lines = [line for line in server.output().splitlines() if "app.cli" in line or "DB_POOL_SIZE" in line]
+            server.wait_for("/readyz")
+            lines = [line for line in server.output().splitlines() if "app.commands.serve" in line]
             limits = Path(f"/proc/{server.process.pid}/limits").read_text()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert len(lines) == 1
+    assert len(lines) == 2, server.output()
     assert "DB_POOL_SIZE+DB_MAX_OVERFLOW=200+30" in lines[0]
+    assert "KEEP_ALIVE_SECONDS=5" in lines[1]
     soft = re.search(r"Max open files\s+(\d+)", limits)
     assert soft
     assert int(soft[1]) == 3 * 1000 + 230 + 64 + 100

@@ -111,7 +111,8 @@ def serve(
     doctor.allow_files(settings)
     for finding in asyncio.run(doctor.examine(settings)):
         if finding.severity != "note" and not finding.is_outage:
-            _log.warning("%s", finding.line())
+            # No argument: of lines with equal templates only the first in a second is shown.
+            _log.warning(finding.line())
 
     options = Options(
         workers=settings.workers,
