@@ -53,6 +53,21 @@ async def waiting_callers(cached: Application, number: int) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_who_joins_a_run_is_told_so_in_the_words_of_http(cached: Application, fake: FakeProvider) -> None:
+    fake.hold()
+    asked = [asyncio.create_task(cached.prompt("nonce:join")) for _ in range(3)]
+    await waiting_callers(cached, 3)
+    fake.release()
+    replies = await asyncio.gather(*asked)
+    first, *joined = sorted(replies, key=lambda reply: reply.headers["x-cache"], reverse=True)
+    assert [reply.headers["x-cache"] for reply in (first, *joined)] == ["MISS", "COALESCED", "COALESCED"]
+    ttl = first.headers["cache-status"].removeprefix("mnemosine; fwd=miss; stored; ttl=")
+    assert 0 < int(ttl) < 10**6
+    for reply in joined:
+        assert reply.headers["cache-status"] == f"mnemosine; fwd=miss; collapsed; ttl={ttl}"
+        assert "age" not in reply.headers
+
+
 @pytest.mark.parametrize("leaver", [0, 7])
 async def test_a_caller_who_leaves_harms_none_of_the_other_49(
     cached: Application, fake: FakeProvider, leaver: int
