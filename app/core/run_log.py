@@ -142,8 +142,8 @@ class RunLog:
             await asyncio.gather(self._task, return_exceptions=True)
         try:
             await self.flush()
-        except DatabaseUnavailable:
-            _log.error("the database is away; %d run records are lost", len(self._waiting))
+        except DatabaseUnavailable as error:
+            _log.error("%d run records are lost: %s", len(self._waiting), error)
 
     def _finish(
         self, recording: Recording, status: Literal["done", "failed", "cancelled"], error_code: str | None
@@ -201,12 +201,12 @@ class RunLog:
                 await asyncio.sleep(self._hits_interval_s - self._interval_s)
             try:
                 await self.flush()
-            except DatabaseUnavailable:
+            except DatabaseUnavailable as error:
                 self._news.set()
                 if not self._away:
-                    _log.warning("the database is away; run records wait in memory")
+                    _log.warning("run records wait in memory: %s", error)
                 self._away = True
             else:
                 if self._away:
-                    _log.warning("the database is back; run records are written again")
+                    _log.warning("run records are written again")
                 self._away = False

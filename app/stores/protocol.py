@@ -100,7 +100,7 @@ class SharedStore(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Return if the store answers."""
+        """Return if the store answers and, where it is shared by replicas, takes what is written."""
         ...
 
     def numbers(self) -> StoreNumbers:

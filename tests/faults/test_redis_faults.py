@@ -116,6 +116,20 @@ async def test_a_quick_restart_between_two_calls_fails_none(redis_url: str, redi
         assert (await store.take(b"m", limit=5, window_s=60)).allowed  # the script is not known there any more
 
 
+async def test_a_full_redis_that_still_answers_is_not_taken_for_well(redis_url: str, redis_server: RedisServer) -> None:
+    redis_server.configure("maxmemory-policy", "noeviction")
+    async with opened(redis_url) as store:
+        await store.ping()
+        redis_server.configure("maxmemory", "1")
+        try:
+            assert await store.get(b"k") is None
+            with pytest.raises(StoreUnavailable):
+                await store.ping()
+        finally:
+            redis_server.configure("maxmemory", "0")
+        await store.ping()
+
+
 async def test_away_at_the_start_is_one_line_and_no_error(caplog: pytest.LogCaptureFixture) -> None:
     async with (
         FaultProxy("127.0.0.1", 9, mode="refuse") as proxy,
