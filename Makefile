@@ -57,7 +57,7 @@ nginx: ## Install Debian's nginx, which the tests of several replicas want (as r
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light
 
 docs: .venv/dev.stamp .venv-docs/stamp ## Renew the reference pages and build the documentation into site/
-	$(BIN)/python -m docs.generate
+	$(BIN)/python -m docs.generate .venv-docs/pages
 	.venv-docs/bin/mkdocs build --strict --quiet
 
 .venv-docs/stamp: | python

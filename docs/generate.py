@@ -1,5 +1,10 @@
-"""Writes the reference pages that follow from the code: `python -m docs.generate`, part of `make docs`."""
+"""Writes the reference pages that follow from the code, and puts together what the site is built of.
 
+`python -m docs.generate` is part of `make docs`; with a folder, the sources of the site are put there.
+"""
+
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,7 @@ from app.config import Settings, load_settings
 from app.main import create_app
 
 HERE = Path(__file__).parent / "reference"
+SITE = ("README.md", "ARCHITECTURE.md", "CONVENTIONS.md", "CHANGELOG.md", "docs", "examples", "benchmarks", "deploy")
 
 
 def settings_page() -> str:
@@ -133,11 +139,26 @@ def _kind(schema: dict[str, Any]) -> str:
     return str(schema.get("type", "anything"))
 
 
+def put_together(target: Path) -> None:
+    """Copy to `target`, made anew, the pages and the files beside docs/ that they link to, with their paths kept."""
+    shutil.rmtree(target, ignore_errors=True)
+    unwanted = shutil.ignore_patterns("__pycache__", ".*", "generate.py")
+    for name in SITE:
+        source = HERE.parent.parent / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=unwanted)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+
+
 def main() -> None:
     """Write the pages."""
     (HERE / "settings.md").write_text(settings_page(), encoding="utf-8")
     (HERE / "cli.md").write_text(commands_page(), encoding="utf-8")
     (HERE / "http.md").write_text(routes_page(openapi()), encoding="utf-8")
+    if len(sys.argv) > 1:
+        put_together(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":

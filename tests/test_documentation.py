@@ -161,6 +161,13 @@ def test_the_blocks_of_a_page_run(path: Path, served: ServerProcess, tmp_path: P
         assert done.returncode == 0, f"line {block.line}:\n{done.stdout}\n{done.stderr}"
 
 
+def test_every_page_is_in_the_index_and_in_the_menu_of_the_site() -> None:
+    index, menu = (ROOT / "docs" / "index.md").read_text(), (ROOT / "mkdocs.yml").read_text()
+    pages = [name_of(path) for path in (ROOT / "docs").rglob("*.md") if path.name != "index.md"]
+    assert len(pages) > 20
+    assert [page for page in pages if f"({page.removeprefix('docs/')}" not in index or f"{page}\n" not in menu] == []
+
+
 def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
     named = set(re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
