@@ -10,10 +10,17 @@ import pytest
 from tests.siege import Answer, Line
 from tests.workers.conftest import PROMPT, House, User
 
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
     "prompt": (PROMPT, {"message": "nonce:{}", "cache": {"mode": "off"}}),
     "prompt, streamed": (PROMPT, {"message": "nonce:{}", "cache": {"mode": "off"}, "stream": True}),
-    "chat": ("/v1/chat/completions", {"model": "default", "messages": [{"role": "user", "content": "nonce:{}"}]}),
+    "chat": (CHAT, {"model": "default", "messages": [{"role": "user", "content": "nonce:{}"}]}),
+    "chat, streamed": (
+        CHAT,
+        {"model": "default", "messages": [{"role": "user", "content": "nonce:{}"}], "stream": True},
+    ),
+    "responses": (RESPONSES, {"model": "default", "input": "nonce:{}"}),
+    "responses, streamed": (RESPONSES, {"model": "default", "input": "nonce:{}", "stream": True}),
 }
 
 
