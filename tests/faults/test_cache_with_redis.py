@@ -84,7 +84,7 @@ async def storm(application: Application, *, requests: int, cancels: int, seed: 
 async def test_a_storm_of_cancellations_brings_nobody_a_foreign_answer(
     fake: FakeProvider, redis_url: str, tmp_path: Path, requests: int
 ) -> None:
-    # The control with a driver that mixes answers up is in test_redis_faults.py.
+    # The control with a driver that mixes answers up is in test_redis_storm_control.py.
     fake.latency_s = 0.02
     async with (
         through_a_proxy(redis_url, "latency:10") as (url, _),
