@@ -214,3 +214,19 @@ def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     done = serve(tmp_path, DATA_DIR=str(tmp_path / "file" / "data"))
     assert done.returncode == 2
     assert done.stderr.startswith(f"mnemosine: DATA_DIR {tmp_path / 'file' / 'data'}")
+
+
+def test_a_database_that_is_not_there_is_named_without_its_password(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    done = serve(tmp_path, "--port", "0", DATABASE_URL=f"postgresql://ada:canary@127.0.0.1:{port}/mnemosine")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"mnemosine: DATABASE_URL: PostgreSQL at 127.0.0.1:{port} does not answer; start it, or correct host and port\n"
+    )
+
+
+def test_a_database_that_does_not_exist_is_named(postgres_url: str, tmp_path: Path) -> None:
+    done = serve(tmp_path, "--port", "0", DATABASE_URL=f"{postgres_url}_not")
+    assert done.returncode == 1
+    assert f"has no database {postgres_url.rpartition('/')[2]}_not; create it" in done.stderr

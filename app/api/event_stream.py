@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.attention import CLIENT_LEFT
-from app.api.problems import internal_error
+from app.api.problems import internal_error, log_provider_failure
 from app.api.visit import visit_of
 from app.core.open_streams import OpenStreams
 from app.core.run import Answer, RunEvent, Started, TextDelta
@@ -103,6 +103,7 @@ class EventStream(Response):
         except MnemosineError as error:
             if not way_out.begun:
                 raise
+            log_provider_failure(error)
             failure = error
         except Exception as error:
             if not way_out.begun:

@@ -20,6 +20,7 @@ from app.errors import (
     InvalidFields,
     InvalidRequest,
     MnemosineError,
+    ModelError,
     NotAuthenticated,
     NotFound,
     UnsupportedMedia,
@@ -97,6 +98,7 @@ def problem(scope: Mapping[str, Any], error: MnemosineError, *, headers: Mapping
     """`error` as a response for the request of `scope`, with the headers that help the caller."""
     visit = visit_of(scope)
     visit.story.error = error.code
+    log_provider_failure(error)
     sent = dict(headers or {})
     if error.retry_after_s is not None:
         sent["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
@@ -111,6 +113,12 @@ def problem(scope: Mapping[str, Any], error: MnemosineError, *, headers: Mapping
     else:
         body, media_type = problem_object(error, visit.request_id), "application/problem+json"
     return Response(to_json(body), error.status, headers=sent, media_type=media_type)
+
+
+def log_provider_failure(error: MnemosineError) -> None:
+    """Tell the log what the model's provider did, where `error` is its doing; at most once a second is shown."""
+    if isinstance(error, ModelError):
+        _log.warning("a prompt failed: %s (%s)", error.detail, error.code)
 
 
 def problem_object(error: MnemosineError, request_id: str) -> dict[str, object]:

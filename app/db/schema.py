@@ -145,10 +145,26 @@ async def _connect(
             yield connection
     except Exception as problem:
         if (outage := unavailable(problem)) is not None:
-            raise outage from problem
+            raise _named(outage, url, problem) from problem
         raise
     finally:
         await engine.dispose()
+
+
+def _named(outage: DatabaseUnavailable, url: str, problem: BaseException) -> DatabaseUnavailable:
+    """`outage` for whoever starts a server: which setting, which server of PostgreSQL, and the cure."""
+    if backend_of(url) != "postgresql":
+        return outage
+    parsed = make_url(async_url(url))
+    state = str(getattr(getattr(problem, "orig", problem), "sqlstate", None) or "")
+    match state[:2]:
+        case "28":
+            what = f"refuses the user {parsed.username or 'of this process'}; correct user and password"
+        case "3D":
+            what = f"has no database {parsed.database}; create it, or correct the name"
+        case _:
+            what = "does not answer; start it, or correct host and port"
+    return DatabaseUnavailable(f"DATABASE_URL: PostgreSQL at {parsed.host or 'localhost'}:{parsed.port or 5432} {what}")
 
 
 @contextmanager

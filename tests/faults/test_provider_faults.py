@@ -63,12 +63,16 @@ async def test_each_fault_has_its_status_and_the_next_call_succeeds(
     async with FakeProvider() as fake, opened(tmp_path, monkeypatch, fake.base_url) as application:
         for number, (fault, words, status) in enumerate(ANSWERED):
             case, prompt = (fault, words), f"{words} {number}"
+            caplog.clear()
             fake.fault, before, started = fault, fake.calls, monotonic()
             reply = await application.prompt(prompt)
             took_s, calls = monotonic() - started, fake.calls - before
             fake.fault = None
             good = await application.prompt(prompt)
             assert (case, reply.status_code) == (case, status)
+            told = reply.json()
+            lines = [line for line in caplog.messages if line.startswith("a prompt failed")]
+            assert lines == [f"a prompt failed: {told['detail']} ({told['type'].rpartition(':')[2]})"], case
             assert took_s < 2 + 2, case
             assert 1 <= calls <= 2, case
             assert KEY not in reply.text + str(reply.headers) + caplog.text, case
@@ -84,12 +88,14 @@ async def test_a_stream_that_fails_says_so_and_is_never_complete(
     async with FakeProvider() as fake, opened(tmp_path, monkeypatch, fake.base_url) as application:
         for fault in STREAMED:
             prompt = f"{PLAIN} {fault}"
+            caplog.clear()
             fake.fault, before, started = fault, fake.calls, monotonic()
             reply = await application.prompt(prompt, stream=True)
             took_s, calls = monotonic() - started, fake.calls - before
             fake.fault = None
             good = await application.prompt(prompt, stream=True)
             assert "event: done" not in reply.text, fault
+            assert len([line for line in caplog.messages if line.startswith("a prompt failed")]) == 1, fault
             if reply.status_code == 200:
                 assert reply.text.count("event: error") == 1, fault
             else:
