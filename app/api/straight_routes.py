@@ -10,6 +10,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.json_route import Handler, JsonRoute
+from app.errors import MnemosineError
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +54,8 @@ class StraightRoutes:
             if handler is None:
                 raise
             response = await handler(request, error)
-        await response(scope, receive, send)
+        try:
+            await response(scope, receive, send)
+        except MnemosineError as error:
+            # A stream raises what went wrong before it began; what comes later it says itself.
+            await (await self._handlers[MnemosineError](request, error))(scope, receive, send)
