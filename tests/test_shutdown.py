@@ -98,6 +98,62 @@ async def test_twenty_rounds_of_sigterm_lose_nothing(tmp_path: Path, keep_alive:
             assert book.lost == []
 
 
+def last_event(body: bytes) -> bytes:
+    """The name of the last event, if the stream ends behind one; a refusal has none."""
+    return body.rpartition(b"event: ")[2].split(b"\n")[0] if body.endswith(b"\n\n") else b""
+
+
+async def end_under_streams(tmp_path: Path, fake: FakeProvider, *, ending: str, clients: int = 20) -> tuple[Book, Book]:
+    """SIGTERM to two workers under streams: short ones that finish, or such as outlast the grace time.
+
+    Gives the book of the streams, and that of plain prompts beside them.
+    """
+    fake.chunk_gap_s, grace_s = (0.02, 20) if ending == "done" else (2.0, 1)
+    command = our_command("--workers", "2", "--graceful-timeout", str(grace_s))
+    port = int(command[command.index("--port") + 1])
+    with running(command, tmp_path, port=port, **environment(fake)) as server:
+        await asyncio.to_thread(server.wait_for, "/readyz")
+        await asyncio.to_thread(server.sign_in, "admin", PASSWORD)
+        async with (
+            siege(
+                server.url,
+                prompt(server, stream=True),
+                clients=clients,
+                is_whole=lambda body: last_event(body) == ending.encode(),
+            ) as streams,
+            siege(server.url, prompt(server), clients=5, keep_alive=True) as plain,
+        ):
+            await answers(plain, 10)
+            if ending == "done":
+                await answers(streams, 2 * clients)
+            await fake.until(lambda: fake.open_streams >= clients // 2)
+            server.process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(20):  # the longer grace time; after it workers would be killed
+                status = await ended(server)
+        assert status == 0, server.output()
+        assert "Traceback" not in server.output()
+    assert streams.answered >= clients // 2
+    assert set(streams.statuses) == set(plain.statuses) == {200}
+    return streams, plain
+
+
+@pytest.mark.parametrize("ending", ["done", "error"])
+async def test_sigterm_under_streams_ends_each_with_an_event(tmp_path: Path, ending: str) -> None:
+    async with a_provider(0.1) as fake:
+        streams, plain = await end_under_streams(tmp_path, fake, ending=ending)
+    assert streams.lost == plain.lost == []
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("ending", ["done", "error"])
+async def test_twenty_rounds_of_sigterm_under_streams(tmp_path: Path, ending: str) -> None:
+    async with a_provider(0.1) as fake:
+        for number in range(20):
+            streams, plain = await end_under_streams(tmp_path, fake, ending=ending)
+            assert streams.lost == plain.lost == [], f"round {number}"
+
+
 async def test_the_control_loses_some(tmp_path: Path) -> None:
     port = str(free_port())
     command = [sys.executable, "-m", "uvicorn", "app.main:app", "--port", port, "--workers", "2"]
