@@ -1,5 +1,6 @@
 """The built-in model that needs no provider: it makes the first start answer, and says what it is."""
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import RequestUsage
 
+from app.core.smallest_value import SmallestValue
+
 NAME = "offline"
 
 
@@ -19,7 +22,8 @@ class OfflineModel(Model[None]):
     """Answers at once, without a network, and always the same for the same messages.
 
     It repeats the question and says how to configure a real model. Where an agent wants structured output, it
-    fills the schema with the smallest values that fit; tools are never called.
+    fills the schema with the smallest values that fit, and where a client wants any JSON, the text stands in an object;
+    tools are never called.
     Token counts are words, since there is no tokenizer to ask.
     """
 
@@ -46,7 +50,7 @@ class OfflineModel(Model[None]):
         """Answer `messages` with one text, or with the smallest object that fits the output schema."""
         if not model_request_parameters.allow_text_output:
             return await self._structured.request(messages, model_settings, model_request_parameters)
-        text = _reply(messages)
+        text = _reply(messages, model_request_parameters)
         return ModelResponse(
             parts=[TextPart(text)],
             model_name=NAME,
@@ -70,7 +74,7 @@ class OfflineModel(Model[None]):
             ) as stream:
                 yield stream
             return
-        text = _reply(messages)
+        text = _reply(messages, model_request_parameters)
         yield _OfflineStream(
             model_request_parameters=model_request_parameters, text=text, tokens=_usage(messages, text)
         )
@@ -111,12 +115,16 @@ class _OfflineStream(StreamedResponse):
         return self.asked_at
 
 
-def _reply(messages: list[ModelMessage]) -> str:
+def _reply(messages: list[ModelMessage], wanted: ModelRequestParameters) -> str:
     asked = _last_question(messages)
-    return (
+    words = (
         "This is Mnemosine's built-in offline model: no language model was asked. "
         f"You said: {asked!r}. Set DEFAULT_MODEL and a provider's key to get real answers."
     )
+    if wanted.output_object is None or wanted.output_mode not in {"prompted", "native"}:
+        return words
+    shape = wanted.output_object.json_schema
+    return json.dumps(SmallestValue(shape).find() if "properties" in shape else {"response": words})
 
 
 def _last_question(messages: list[ModelMessage]) -> str:

@@ -1,6 +1,7 @@
 """`POST /api/v1/agent/prompt`, through the front door."""
 
 import asyncio
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,6 +44,22 @@ async def test_a_prompt_is_answered_in_the_contracts_shape(application: Applicat
 async def test_the_offline_model_answers_the_same_every_time(application: Application) -> None:
     first, second = await application.prompt("again"), await application.prompt("again")
     assert first.json()["response"] == second.json()["response"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_the_offline_model_answers_in_json_where_that_is_asked_for(
+    application: Application, *, streamed: bool
+) -> None:
+    shape = {"type": "object", "properties": {"a": {"type": ["string", "null"]}}, "required": ["a"]}
+    for wanted, told in (
+        ({"type": "json_object"}, "offline model"),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": shape}}, "a"),
+    ):
+        body = {"model": "default", "messages": [{"role": "user", "content": "Hi"}], "response_format": wanted}
+        reply = await application.client.post("/v1/chat/completions", json=body | {"stream": streamed})
+        assert (reply.status_code, told in reply.text, "error" in reply.text) == (200, True, False), reply.text
+        if not streamed:
+            assert isinstance(json.loads(reply.json()["choices"][0]["message"]["content"]), dict)
 
 
 async def test_a_run_is_recorded_with_who_asked_and_how_it_ended(application: Application) -> None:

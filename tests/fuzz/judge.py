@@ -8,8 +8,8 @@ from typing import Any
 
 # What the server says of a request before any route is found; 307 leads from a path with a slash at its end.
 _OF_NO_ROUTE = {307, 400, 404, 405, 408, 413, 414, 415, 431, 503}
-_EXCUSED = {502, 503}
-"""A busy machine is overloaded at times; the offline model answers with words also where JSON is asked for."""
+_EXCUSED = {503}
+"""A busy machine is overloaded at times."""
 GARBAGE = "GARBAGE"
 """The method of what is no request, or may be any."""
 _PROBLEM = {"type", "title", "status", "detail", "request_id"}
