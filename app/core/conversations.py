@@ -108,6 +108,17 @@ class Conversations:
             await save_conversation(session, row, expected_revision=None)
         return row
 
+    async def ensure(self, caller: Caller, conversation_id: str) -> None:
+        """Make the caller's conversation of this id if there is none yet; for ids that others give out."""
+        async with self._database.read() as session:
+            if await get_conversation(session, caller.id, conversation_id) is not None:
+                return
+        async with self._database.write() as session:
+            # Where another request was faster it is there, which is all that is wanted.
+            await save_conversation(
+                session, replace(_new_row(caller, title=None), id=conversation_id), expected_revision=None
+            )
+
     async def page(self, caller: Caller, *, limit: int, cursor: str | None) -> Page[ConversationRow]:
         """A page of the caller's conversations, the one used last first. Raises `InvalidFields` for a bad cursor."""
         async with self._database.read() as session:

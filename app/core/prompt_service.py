@@ -136,7 +136,9 @@ class PromptService:
         began = perf_counter()
         async with self._conversations.turn(caller, question.conversation_id, on_busy=question.on_busy) as turn:
             note_step("conversation", began)
-            continued = replace(question, history=StoredHistory([entry.message for entry in turn.history]))
+            continued = question
+            if not question.history and not question.tells_history:
+                continued = replace(question, history=StoredHistory([entry.message for entry in turn.history]))
 
             async def keep(answer: Answer) -> None:
                 # What came from memory used nothing.

@@ -122,7 +122,9 @@ class Question:
     cache_ttl_s: float | None = None
     images: tuple[Image, ...] = ()
     history: "Sequence[ModelMessage]" = ()
-    """What was said before, oldest first; a stored conversation brings its own."""
+    """What was said before, oldest first. Where there is none, a stored conversation brings its own."""
+    tells_history: bool = False
+    """Whether `history` is all that was said before, also where it is empty: the conversation only takes down."""
     instructions: str | None = None
     """Added after the agent's own for this run."""
     client_tools: tuple[ClientTool, ...] = ()

@@ -195,7 +195,8 @@ async def test_an_early_failure_is_a_status(client: AsyncOpenAI) -> None:
             },
             "input.0.content.0.image_url",
         ),
-        ({"conversation": "conv_1"}, "conversation"),
+        ({"conversation": "conv_1", "previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": "conv_1", "input": [{"role": "user", "content": c} for c in "ab"]}, "input"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(wire: Wire, fields: dict[str, Any], param: str) -> None:

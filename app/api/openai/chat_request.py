@@ -119,7 +119,14 @@ class ChatBody(Part):
     tools: Annotated[list[ToolBody], Field(max_length=128)] | None = None
     tool_choice: Literal["auto", "none", "required"] | _Choice | None = None
 
-    def question(self, agent: "AgentDefinition", *, cache_mode: CacheMode, conversation_id: str | None) -> Question:
+    def question(
+        self,
+        agent: "AgentDefinition",
+        *,
+        cache_mode: CacheMode,
+        conversation_id: str | None = None,
+        tells_history: bool = False,
+    ) -> Question:
         """What is asked of `agent`. Raises `UnsupportedParameter` or `InvalidFields`; imports the agent stack."""
         refuse_unsupported(self.model_extra)
         rules: list[str] = []
@@ -144,6 +151,7 @@ class ChatBody(Part):
             cache_mode=cache_mode,
             images=opening.images,
             history=opening.history,
+            tells_history=tells_history,
             instructions="\n\n".join(rule for rule in rules if rule) or None,
             client_tools=tuple(self._tool(tool, at, agent) for at, tool in enumerate(self.tools or ())),
             tool_choice=self._choice(),

@@ -49,15 +49,21 @@ async def respond(
 ) -> Response:
     """The agent's answer, kept for 30 days unless `store` is false."""
     agent = agent_called(room, body.model, caller)
+    body.check_past()
     before = Talk()
     if body.previous_response_id is not None:
         try:
             before = await runtime.responses.talk(caller, body.previous_response_id)
         except NotFound as error:
             raise NotFound(error.detail, errors=[FieldFault("previous_response_id", error.detail)]) from error
-    asked = body.asked(agent, before, cache_mode=cache_mode("use", request.headers.get("cache-control", "")))
+    asked = body.asked(
+        agent,
+        before,
+        cache_mode=cache_mode("use", request.headers.get("cache-control", "")),
+        conversation_id=body.conversation_id,
+    )
     question = asked.question
-    response = ResponseObject(body)
+    response = ResponseObject(body, question.conversation_id)
 
     async def keep(answer: Answer) -> None:
         if body.store is not False:

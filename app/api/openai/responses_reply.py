@@ -16,8 +16,9 @@ from app.errors import MnemosineError
 class ResponseObject:
     """The response object of one request, as it is at each moment."""
 
-    def __init__(self, body: ResponsesBody) -> None:
+    def __init__(self, body: ResponsesBody, conversation_id: str | None) -> None:
         self.created_at = int(time.time())
+        self._conversation_id = conversation_id
         self._body = body
 
     def begun(self, run_id: str) -> dict[str, Any]:
@@ -67,6 +68,7 @@ class ResponseObject:
             "output": output or [],
             "parallel_tool_calls": True,
             "previous_response_id": body.previous_response_id,
+            "conversation": None if self._conversation_id is None else {"id": self._conversation_id},
             "reasoning": {"effort": None, "summary": None},
             "store": body.store is not False,
             "temperature": body.temperature,

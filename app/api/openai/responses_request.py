@@ -92,6 +92,12 @@ class AskedResponse:
     rules: tuple[str, ...]
 
 
+class ConversationBody(Lenient):
+    """The conversation that a response belongs to."""
+
+    id: Annotated[Text, Field(min_length=1, max_length=64)]
+
+
 class ResponsesBody(Part):
     """The parameters that mean something here; what else is sent is harmless or refused."""
 
@@ -99,6 +105,7 @@ class ResponsesBody(Part):
     input: Text | Annotated[list[ItemBody], Field(min_length=1, max_length=10_000)]
     instructions: Text | None = None
     previous_response_id: _Id | None = None
+    conversation: Annotated[str, Field(min_length=1, max_length=64)] | ConversationBody | None = None
     store: bool | None = None
     stream: bool | None = None
     temperature: Temperature | None = None
@@ -110,7 +117,19 @@ class ResponsesBody(Part):
     include: list[str] | None = None
     metadata: dict[str, Any] | None = None
 
-    def asked(self, agent: "AgentDefinition", before: Talk, *, cache_mode: CacheMode) -> AskedResponse:
+    @property
+    def conversation_id(self) -> str | None:
+        """The id of the conversation, in whichever form it was sent."""
+        return self.conversation.id if isinstance(self.conversation, ConversationBody) else self.conversation
+
+    def check_past(self) -> None:
+        """Raise `UnsupportedParameter` where the request names two pasts."""
+        if self.previous_response_id is not None and self.conversation is not None:
+            raise unsupported("previous_response_id", "a conversation has its own past; send one of the two")
+
+    def asked(
+        self, agent: "AgentDefinition", before: Talk, *, cache_mode: CacheMode, conversation_id: str | None = None
+    ) -> AskedResponse:
         """What is asked of `agent` after what was said `before`. Raises `UnsupportedParameter` or `InvalidFields`."""
         refuse_unsupported(self.model_extra, harmless=("stream_options", "user", "store"))
         for name in self.include or ():
@@ -126,9 +145,12 @@ class ResponsesBody(Part):
             for at, item in enumerate(self.input):
                 _add(turns, rules, item, at)
         opening = opening_of(turns, field="input", before=before.messages)
+        if conversation_id is not None and opening.history:
+            raise unsupported("input", "the conversation holds what was said before; send only what is new")
         question = Question(
             message=opening.message,
             agent=agent.name,
+            conversation_id=conversation_id,
             settings=RunSettings(temperature=self.temperature, max_tokens=self.max_output_tokens, top_p=self.top_p),
             cache_mode=cache_mode,
             images=opening.images,
