@@ -7,10 +7,9 @@ from typing import Any
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.json_route import Handler, JsonRoute
-from app.errors import MnemosineError
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +45,21 @@ class StraightRoutes:
             await self._app(scope, receive, send)
             return
         scope["route"], scope["endpoint"], scope["path_params"] = found.route, found.route.endpoint, {}
-        request = Request(scope, receive, send)
+        has_begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        request = Request(scope, receive, sending)
         try:
+            # A stream raises what is wrong before its first word only when it is sent.
             response = await found.handle(request)
+            await response(scope, receive, sending)
         except Exception as error:
             handler = next((self._handlers[kind] for kind in type(error).__mro__[:-2] if kind in self._handlers), None)
-            if handler is None:
+            if handler is None or has_begun:
                 raise
             response = await handler(request, error)
-        try:
             await response(scope, receive, send)
-        except MnemosineError as error:
-            # A stream raises what went wrong before it began; what comes later it says itself.
-            await (await self._handlers[MnemosineError](request, error))(scope, receive, send)

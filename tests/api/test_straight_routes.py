@@ -36,6 +36,8 @@ def the_same(body: Any) -> Any:
         (PROMPT, {"message": ""}),
         (PROMPT, {"message": "hello", "agent": "nobody"}),
         (PROMPT, {"message": "hello", "unknown": 1}),
+        (PROMPT, {"message": "hello", "agent": "nobody", "stream": True}),
+        ("/v1/chat/completions", CHAT | {"model": "default", "stream": True, "messages": []}),
         (PROMPT, b"no json"),
         ("/v1/chat/completions", CHAT),
         ("/v1/chat/completions", {"model": "nobody", "messages": []}),
