@@ -14,6 +14,7 @@ import pytest
 from benchmarks.fake_provider import FakeProvider
 from tests.application import Application, open_application
 from tests.fault_proxy import FaultProxy
+from tests.faults.conftest import Figures
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.service
@@ -82,7 +83,7 @@ async def storm(application: Application, *, requests: int, cancels: int, seed: 
 
 @pytest.mark.parametrize("requests", [150, pytest.param(1000, marks=[pytest.mark.soak, pytest.mark.timeout(600)])])
 async def test_a_storm_of_cancellations_brings_nobody_a_foreign_answer(
-    fake: FakeProvider, redis_url: str, tmp_path: Path, requests: int
+    fake: FakeProvider, redis_url: str, tmp_path: Path, requests: int, figures: Figures
 ) -> None:
     # The control with a driver that mixes answers up is in test_redis_storm_control.py.
     fake.latency_s = 0.02
@@ -95,6 +96,9 @@ async def test_a_storm_of_cancellations_brings_nobody_a_foreign_answer(
             storm(one, requests=requests, cancels=requests // 2, seed=1),
             storm(two, requests=requests, cancels=requests // 2, seed=2),
         )
+        figures.seed = 1
+        foreign = sum(len(answers) for _, answers in found)
+        figures.note(f"{requests} prompts cancelled at two replicas", "0 foreign answers", foreign)
         assert [foreign for _, foreign in found] == [[], []]
         assert sum(right for right, _ in found) == 2 * requests
         for application in (one, two):

@@ -14,6 +14,7 @@ import pytest
 from app.errors import BadConfiguration, StoreUnavailable
 from app.stores.redis import RedisStore
 from tests.fault_proxy import FaultProxy
+from tests.faults.conftest import Figures
 from tests.servers import RedisServer
 
 SEED = 20261125
@@ -282,11 +283,14 @@ async def storm(store: RedisStore, *, cancels: int, workers: int = 10) -> dict[s
 
 
 @pytest.mark.parametrize("cancels", [500, pytest.param(5000, marks=pytest.mark.soak)])
-async def test_a_storm_of_cancellations_brings_nobody_a_foreign_answer(redis_url: str, cancels: int) -> None:
+async def test_a_storm_of_cancellations_brings_nobody_a_foreign_answer(
+    redis_url: str, cancels: int, figures: Figures
+) -> None:
     async with proxied(redis_url, connections=10) as (store, proxy):
         proxy.mode = "latency:10"
         counts = await storm(store, cancels=cancels)
-    print(f"seed {SEED}: {counts}")
+    figures.seed = SEED
+    figures.note(f"{counts['cancelled']} calls of Redis cancelled", "0 foreign answers", counts["foreign"])
     assert counts["foreign"] == 0
     assert counts["told"] > cancels / 2
     assert counts["away"] <= counts["told"] / 10
