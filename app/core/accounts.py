@@ -1,5 +1,6 @@
 """Users and their keys: made, changed and ended. What ends is refused from the next request on, everywhere."""
 
+import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -49,10 +50,14 @@ class Accounts:
     commit, and before the change is acknowledged, every process forgets what it knew of credentials.
     """
 
-    def __init__(self, database: Database, passwords: PasswordHasher, callers: Callers) -> None:
+    def __init__(
+        self, database: Database, passwords: PasswordHasher, callers: Callers, *, burial_rows: int = 2000
+    ) -> None:
         self._database = database
         self._passwords = passwords
         self._callers = callers
+        self._burial_rows = burial_rows
+        """Conversations and messages that one transaction takes from a user who is being deleted."""
 
     async def create_user(self, *, username: str, password: str, role: Role) -> UserRow:
         """Add a user. Raises `Conflict` when the name, in any spelling, is taken."""
@@ -106,13 +111,24 @@ class Accounts:
     async def delete_user(self, user_id: str) -> None:
         """Remove a user with all keys and conversations.
 
+        The user is disabled first and removed last, since the conversations may be too many for one transaction. If it
+        fails between, the user stays disabled, with what conversations are left; a second call finishes.
         Raises `NotFound`, or `Conflict` for the last active administrator.
         """
+        await self.change_user(user_id, disabled=True)
+        while True:
+            async with self._database.write() as session:
+                if not await bury_conversations(session, user_id, max_rows=self._burial_rows):
+                    break
+            # Others want to write as well.
+            await asyncio.sleep(0.02)
         async with self._database.write() as session:
             keys = await list_api_keys(session, user_id=user_id)
             await delete_user(session, user_id)
             await forget_budgets(session, [f"user:{user_id}", *(f"key:{key.id}" for key in keys)])
-            await bury_conversations(session, user_id)
+            # Of prompts that were under way.
+            while await bury_conversations(session, user_id, max_rows=self._burial_rows):
+                pass
         await self._callers.forget_everywhere()
 
     async def change_password(self, caller: Caller, *, old: str, new: str, peer: str) -> None:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     select,
     text,
     tuple_,
+    union_all,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -243,10 +244,37 @@ async def renew_claims(session: AsyncSession, keys: Sequence[tuple[str, str]], *
     await session.execute(statement.values(busy_until=from_now(session, lease_s)))
 
 
-async def bury_conversations(session: AsyncSession, owner: str) -> None:
-    """Take everything from an owner at once; it is removed in batches by the next sweeps."""
+async def bury_conversations(session: AsyncSession, owner: str, *, max_rows: int) -> bool:
+    """Take whole trees from an owner; the next sweeps remove them. `False` where nothing was left to take.
+
+    Those have at most `max_rows` conversations and messages together, or it is one. A conversation and its messages
+    go together: the sweep finds messages by the conversations of their tree, and would never find them alone.
+    """
+    of_all = union_all(
+        *(
+            select(table.c.tree_id)
+            .where(table.c.owner == owner)
+            .order_by(table.c.tree_id)
+            .limit(max_rows + 1)
+            .subquery()
+            .select()
+            for table in (conversations, entries)
+        )
+    ).subquery()
+    query = select(of_all.c.tree_id).order_by(of_all.c.tree_id).limit(max_rows + 1)
+    found = (await session.scalars(query)).all()
+    if not found:
+        return False
+    trees = list(dict.fromkeys(found))
+    if len(found) > max_rows and len(trees) > 1:
+        del trees[-1]  # there may be more of it
+    # Each time another grave: what its owner began anew meanwhile may have the name of what is already buried.
+    grave = f"{_GRAVE}{owner}:{token_hex(4)}"
+    # The conversations first: a prompt that is about to store its answer then fails, or its messages are seen below.
     for table, age in ((conversations, {"updated_at": _LONG_AGO}), (entries, {})):
-        await session.execute(update(table).where(table.c.owner == owner).values(owner=_GRAVE + owner, **age))
+        here = table.c.owner == owner, table.c.tree_id.in_(trees)
+        await session.execute(update(table).where(*here).values(owner=grave, **age))
+    return True
 
 
 async def sweep_conversations(

@@ -86,7 +86,10 @@ async def change_user(user_id: str, body: UserChange, _: Admin, runtime: Runtime
 
 @router.delete("/{user_id}", status_code=204, responses={409: {}})
 async def delete_user(user_id: str, _: Admin, runtime: RuntimeDep) -> None:
-    """Remove a user with all keys; the record of what their runs cost stays."""
+    """Remove a user with all keys and conversations; the record of what their runs cost stays.
+
+    The user is disabled first. If it fails half-way, send it again.
+    """
     await runtime.accounts.delete_user(user_id)
 
 
