@@ -126,7 +126,7 @@ def test_a_bad_setting_is_one_line_and_status_2(tmp_path: Path, command: str) ->
         ({"DATA_DIR": "/dev/null/data"}, 2, "DATA_DIR /dev/null/data cannot be created"),
         ({"HOST": "no-such-host.invalid"}, 2, "HOST no-such-host.invalid is no address"),
         ({"HOST": "0.0.0.0", "DEBUG": "1"}, 2, "DEBUG must be off"),
-        ({"DATABASE_URL": "postgresql://u:canary@127.0.0.1:1/x"}, 1, "database"),
+        ({"DATABASE_URL": "postgresql://u:canary@127.0.0.1:1/x"}, 1, "DATABASE_URL"),
     ],
     ids=["data directory", "host", "debug", "database"],
 )

@@ -74,6 +74,8 @@ def test_who_hangs_up_is_forgotten() -> None:
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_a_server_lives_at_once_and_loses_nobody_who_came_early(tmp_path: Path, workers: str) -> None:
     port = free_port()
+    (tmp_path / "data").mkdir(mode=0o700)
+    (tmp_path / "data" / "numbers").mkdir(mode=0o700)  # as any server leaves it behind
     command = [sys.executable, "-m", "app", "serve", "--port", str(port), "--workers", workers]
     with running(command, tmp_path, port=port, ADMIN_PASSWORD=PASSWORD, DEFAULT_MODEL="offline") as server:
         async with asyncio.timeout(60):

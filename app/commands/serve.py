@@ -93,8 +93,11 @@ def serve(
 
     return_memory()
     listener = bind(settings.host, settings.port)
-    doorman = Doorman(listener)
-    doorman.start()
+    # Whoever waits for a new installation to answer wants to read its password next, so that one has to come first.
+    has_served = (settings.data_dir / "numbers").is_dir()
+    doorman = Doorman(listener) if has_served else None
+    if doorman is not None:
+        doorman.start()
 
     from app.core.security import open_data_dir
     from app.logs import configure_logging
