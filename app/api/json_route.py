@@ -1,6 +1,7 @@
 """A route that reads JSON strictly: what FastAPI alone answers with a 500, or lets pass, is a clear 4xx here."""
 
 from collections.abc import Callable, Coroutine
+from functools import cached_property
 from typing import Annotated, Any
 
 from fastapi import params
@@ -26,9 +27,10 @@ class JsonRoute(APIRoute):
     def get_route_handler(self) -> Handler:
         """FastAPI's handler behind the strict reader, where the route takes a JSON body at all."""
         if self._takes_json:
-            return self.straight_handler() or _reading(super().get_route_handler())
+            return self.straight_handler or _reading(super().get_route_handler())
         return super().get_route_handler()
 
+    @cached_property
     def straight_handler(self) -> Handler | None:
         """The whole of what answers a request, where that is worked out beforehand (`straight`)."""
         route = straight(self) if self._takes_json else None

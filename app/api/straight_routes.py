@@ -33,7 +33,7 @@ class StraightRoutes:
             (method, route.path): _Straight(route, handle)
             for route in routes
             if isinstance(route, JsonRoute) and not route.param_convertors
-            if (handle := route.straight_handler()) is not None
+            if (handle := route.straight_handler) is not None
             for method in route.methods or ()
         }
 
