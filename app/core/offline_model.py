@@ -7,29 +7,36 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic_ai import ModelMessage, ModelRequest, ModelResponse, ModelSettings, RunContext, TextPart, UserPromptPart
+from pydantic_ai import (
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    ModelSettings,
+    RunContext,
+    TextPart,
+    ToolCallPart,
+    UserPromptPart,
+)
 from pydantic_ai.messages import ModelResponseStreamEvent
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
-from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import RequestUsage
 
 from app.core.smallest_value import SmallestValue
 
 NAME = "offline"
 
+_OF_ANY_OBJECT = {"type", "title", "description", "additionalProperties"}
+"""What a schema says that any JSON object fits."""
+
 
 class OfflineModel(Model[None]):
     """Answers at once, without a network, and always the same for the same messages.
 
-    It repeats the question and says how to configure a real model. Where an agent wants structured output, it
-    fills the schema with the smallest values that fit, and where a client wants any JSON, the text stands in an object;
-    tools are never called.
+    It repeats the question and says how to configure a real model. Where an agent or a client wants structured output,
+    it fills the schema with the smallest values that fit, and where a client wants any JSON, the text stands in an
+    object; no other tool than that of the output is ever called.
     Token counts are words, since there is no tokenizer to ask.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._structured = TestModel(call_tools=[], model_name=NAME)
 
     @property
     def model_name(self) -> str:
@@ -48,14 +55,12 @@ class OfflineModel(Model[None]):
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
         """Answer `messages` with one text, or with the smallest object that fits the output schema."""
-        if not model_request_parameters.allow_text_output:
-            return await self._structured.request(messages, model_settings, model_request_parameters)
-        text = _reply(messages, model_request_parameters)
+        part = _reply(messages, model_request_parameters)
         return ModelResponse(
-            parts=[TextPart(text)],
+            parts=[part],
             model_name=NAME,
             provider_name="mnemosine",
-            usage=_usage(messages, text),
+            usage=_usage(messages, part),
             finish_reason="stop",
         )
 
@@ -68,31 +73,33 @@ class OfflineModel(Model[None]):
         run_context: RunContext[Any] | None = None,
     ) -> AsyncGenerator[StreamedResponse]:
         """The same answer, word by word."""
-        if not model_request_parameters.allow_text_output:
-            async with self._structured.request_stream(
-                messages, model_settings, model_request_parameters, run_context
-            ) as stream:
-                yield stream
-            return
-        text = _reply(messages, model_request_parameters)
+        part = _reply(messages, model_request_parameters)
         yield _OfflineStream(
-            model_request_parameters=model_request_parameters, text=text, tokens=_usage(messages, text)
+            model_request_parameters=model_request_parameters, part=part, tokens=_usage(messages, part)
         )
 
 
 @dataclass
 class _OfflineStream(StreamedResponse):
-    text: str
+    part: TextPart | ToolCallPart
     tokens: RequestUsage
     asked_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     async def _get_event_iterator(self) -> AsyncIterator[ModelResponseStreamEvent]:
         self._usage += self.tokens
-        gap = ""
-        for word in self.text.split(" "):
-            for event in self._parts_manager.handle_text_delta(vendor_part_id="text", content=gap + word):
-                yield event
-            gap = " "
+        if isinstance(self.part, ToolCallPart):
+            yield self._parts_manager.handle_tool_call_part(
+                vendor_part_id="output",
+                tool_name=self.part.tool_name,
+                args=self.part.args,
+                tool_call_id=self.part.tool_call_id,
+            )
+        else:
+            gap = ""
+            for word in self.part.content.split(" "):
+                for event in self._parts_manager.handle_text_delta(vendor_part_id="text", content=gap + word):
+                    yield event
+                gap = " "
         self.finish_reason = "stop"
 
     async def close_stream(self) -> None:
@@ -115,16 +122,21 @@ class _OfflineStream(StreamedResponse):
         return self.asked_at
 
 
-def _reply(messages: list[ModelMessage], wanted: ModelRequestParameters) -> str:
+def _reply(messages: list[ModelMessage], wanted: ModelRequestParameters) -> TextPart | ToolCallPart:
+    wanted = wanted.with_default_output_mode("tool")
+    if wanted.output_tools and not wanted.allow_text_output:
+        tool = wanted.output_tools[0]
+        value = json.dumps(SmallestValue(tool.parameters_json_schema).find())
+        return ToolCallPart(tool.name, value, tool_call_id=f"{NAME}-{tool.name}")
     asked = _last_question(messages)
     words = (
         "This is Mnemosine's built-in offline model: no language model was asked. "
         f"You said: {asked!r}. Set DEFAULT_MODEL and a provider's key to get real answers."
     )
     if wanted.output_object is None or wanted.output_mode not in {"prompted", "native"}:
-        return words
+        return TextPart(words)
     shape = wanted.output_object.json_schema
-    return json.dumps(SmallestValue(shape).find() if "properties" in shape else {"response": words})
+    return TextPart(json.dumps(SmallestValue(shape).find() if shape.keys() - _OF_ANY_OBJECT else {"response": words}))
 
 
 def _last_question(messages: list[ModelMessage]) -> str:
@@ -136,5 +148,6 @@ def _last_question(messages: list[ModelMessage]) -> str:
     return ""
 
 
-def _usage(messages: list[ModelMessage], reply: str) -> RequestUsage:
-    return RequestUsage(input_tokens=len(_last_question(messages).split()), output_tokens=len(reply.split()))
+def _usage(messages: list[ModelMessage], reply: TextPart | ToolCallPart) -> RequestUsage:
+    told = reply.content if isinstance(reply, TextPart) else reply.args_as_json_str()
+    return RequestUsage(input_tokens=len(_last_question(messages).split()), output_tokens=len(told.split()))
