@@ -1,4 +1,4 @@
-"""Disturb one request at its n-th suspension: cancelled while it waits, cancelled as the result arrives, or failing."""
+"""Disturb one request at its n-th suspension: it is cancelled, or the wait raises, at once or as its result arrives."""
 
 import asyncio
 from collections.abc import Coroutine, Generator
@@ -7,8 +7,8 @@ from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-Disturbance = Literal["cancelled", "cancelled late", "failed"]
-"""Cancelled while it waits; as what it waited for arrives, which is then lost; or raised instead of waiting."""
+Disturbance = Literal["cancelled", "cancelled late", "failed", "failed late"]
+"""Cancelled while it waits, or as what it waited for arrives, which is then lost; the same with an error raised."""
 
 DISTURBANCES: tuple[Disturbance, ...] = get_args(Disturbance)
 
@@ -64,16 +64,16 @@ class _Disturbed(Coroutine[Any, Any, Any]):
     def __init__(self, work: Coroutine[Any, Any, Any], script: Script) -> None:
         self._work = work
         self._script = script
-        self._is_late = False
+        self._late: BaseException | None = None
 
     def send(self, value: Any, /) -> Any:
-        if self._is_late:
-            self._is_late = False
-            return self._suspended(self._work.throw(asyncio.CancelledError()))
+        if self._late is not None:
+            late, self._late = self._late, None
+            return self._suspended(self._work.throw(late))
         return self._suspended(self._work.send(value))
 
     def throw(self, *error: Any) -> Any:
-        self._is_late = False
+        self._late = None
         return self._suspended(self._work.throw(*error))
 
     def close(self) -> None:
@@ -96,12 +96,21 @@ class _Disturbed(Coroutine[Any, Any, Any]):
             case "cancelled":
                 task.cancel()
             case "cancelled late":
-                self._is_late = True
+                self._late = asyncio.CancelledError()
             case "failed":
                 if waits_for is not None:
                     waits_for._asyncio_future_blocking = False
+                    waits_for.add_done_callback(_look_at)
                 return self._suspended(self._work.throw(Fault(f"at {script.place}")))
+            case "failed late":
+                self._late = Fault(f"at {script.place}")
         return waits_for
+
+
+def _look_at(abandoned: "asyncio.Future[Any]") -> None:
+    """Keep asyncio from complaining that nobody asked for its error: the one who would have was made to fail."""
+    if not abandoned.cancelled():
+        abandoned.exception()
 
 
 def _place_of(work: Any) -> str:

@@ -1,20 +1,24 @@
-"""A plain prompt, a stream and a cached hit, disturbed at every single await: for none of them is anything left."""
+"""A plain prompt, a stream and a cached hit: cancelled and made to fail at every single await, they leave nothing."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 from sqlalchemy import text
 
+from app.api.front_door import _Reply  # pyright: ignore[reportPrivateUsage]
 from app.core.budgets import owner_of
+from app.core.conversations import Conversations
 from benchmarks.fake_provider import FakeProvider
 from tests.application import Application, open_application
-from tests.faults.every_await import Disturbance, Script, disturbing, under
+from tests.faults.conftest import Figures
+from tests.faults.every_await import DISTURBANCES, Disturbance, Script, disturbing, under
 
 Kind = Literal["prompt", "stream", "hit"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 PATH = "/api/v1/agent/prompt"
 SETTLE_S = 20.0
@@ -184,19 +188,42 @@ async def disturb_every_await(application: Application, fake: FakeProvider, kind
     return len(places)
 
 
-@pytest.mark.parametrize("how", ["cancelled", "cancelled late"])
-@pytest.mark.parametrize("kind", ["prompt", "stream", "hit"])
+@pytest.mark.parametrize("how", [*DISTURBANCES[:-1], pytest.param(DISTURBANCES[-1], marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kind", KINDS)
 async def test_nothing_is_left_behind(
-    application: Application, fake: FakeProvider, kind: Kind, how: Disturbance
+    application: Application, fake: FakeProvider, kind: Kind, how: Disturbance, figures: Figures
 ) -> None:
     awaits = await disturb_every_await(application, fake, kind, how)
+    figures.note(f"every await of a {kind} {how}", "nothing left", f"nothing after each of {awaits}")
     assert awaits >= {"prompt": 40, "stream": 40, "hit": 3}[kind]
 
 
+@pytest.mark.parametrize("how", DISTURBANCES)
+@pytest.mark.parametrize("kind", KINDS)
 async def test_what_is_left_behind_is_found(
+    application: Application, fake: FakeProvider, kind: Kind, how: Disturbance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: a slot that is given back where all went well, and not in a `finally`."""
+    monkeypatch.setattr("tests.faults.test_every_await.SETTLE_S", 0.2)
+    slots = application.door.admission.slots
+    owner, name = (_Reply, "send_whole") if kind == "hit" else (Conversations, "_claim")
+    original: Any = getattr(owner, name)
+
+    async def careless(*given: Any) -> Any:
+        slots.in_use += 1
+        result = await original(*given)
+        slots.in_use -= 1
+        return result
+
+    monkeypatch.setattr(owner, name, careless)
+    with pytest.raises(AssertionError, match="slots of the worker"):
+        await disturb_every_await(application, fake, kind, how)
+
+
+async def test_a_turn_that_is_not_given_back_is_found(
     application: Application, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: a conversation that is not given back where the caller leaves."""
+    """The same in the database."""
 
     async def forget(*_: Any) -> None:
         return None
