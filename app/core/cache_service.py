@@ -1,24 +1,24 @@
-"""Answers remembered: one flight for equal questions, tiers of memory, and what both of them saved."""
+"""Answers remembered: in this process, in a store that several share, and while they are still being made."""
 
 import asyncio
 import random
-from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from decimal import Decimal
+from dataclasses import replace
 from functools import partial
-from time import perf_counter, time
-from typing import Any, Literal, Protocol
-from uuid import uuid4
+from time import perf_counter
+from typing import Any, Protocol
 
 from app.core import kept_answer
+from app.core.cache_counts import CacheCounts
 from app.core.cache_curve import CacheCurve
-from app.core.cache_key import CacheKey, Marks, fewest_differing
+from app.core.cache_key import CacheKey
 from app.core.flights import Flight, Flights, Tell
-from app.core.run import Answer, CacheMode, CacheState, RunEvent, TextDelta
-from app.errors import StoreUnavailable
+from app.core.kept_answer import Generation
+from app.core.recent_keys import RecentKeys
+from app.core.run import Answer, CacheMode, CacheState
+from app.core.shared_answers import SharedAnswer, SharedAnswers
+from app.core.telling import Telling
 from app.stores.memory import Kept, MemoryStore
 from app.stores.protocol import Counter, SharedStore
 
@@ -28,105 +28,8 @@ Began = Callable[[], None]
 Run = Callable[[Tell | None, Began], Awaitable[Answer]]
 """Asks the model. With a `Tell` it is asked for a stream, and what comes is passed on."""
 
-Generation = tuple[int, int]
-
-_LEASE_S = 5.0
-"""How long another process may be silent about a run before this one asks the model itself."""
-_NOTHING_KEPT = b"-"
-"""Stands for a moment where an answer would be: the run ended without one that may be kept."""
-_FAMILIAR = 256
-_RECENT = 8
-
-
-@dataclass(slots=True)
-class Saved:
-    """What hits and joined flights did not spend."""
-
-    requests: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_usd: Decimal = Decimal(0)
-    seconds: float = 0.0
-
-    def add(self, answer: Answer) -> None:
-        """Count one answer that was not asked for again."""
-        self.requests += answer.usage.requests
-        self.input_tokens += answer.usage.input_tokens
-        self.output_tokens += answer.usage.output_tokens
-        self.cost_usd += answer.cost_usd or 0
-        self.seconds += answer.model_s
-
-
-@dataclass(slots=True)
-class CacheCounts:
-    """What happened so far in this worker; every number only grows."""
-
-    hits: int = 0
-    misses: int = 0
-    coalesced: int = 0
-    stores: int = 0
-    cleanups: int = 0
-    removed: int = 0
-    tier_failures: int = 0
-    last_cleanup_at: datetime | None = None
-    last_cleanup_ms: float | None = None
-    saved: dict[str, Saved] = field(default_factory=dict[str, Saved])
-    """By agent."""
-
-
 Recalled = tuple[Kept, float, float]
 """What the memory keeps, its age and what is left of its life, in seconds."""
-
-
-class Telling:
-    """The answer to one question while it comes: from memory, from a run that others share, or from one's own."""
-
-    def __init__(
-        self,
-        state: CacheState,
-        *,
-        flight: Flight | None = None,
-        finish: Callable[[Answer], Answer] | None = None,
-        answer: Answer | None = None,
-    ) -> None:
-        self.state: CacheState = state
-        self._flight = flight
-        self._finish = finish
-        self._answer = answer
-
-    @property
-    def kept(self) -> Answer | None:
-        """The answer, where it comes from memory."""
-        return self._answer
-
-    async def answer(self) -> Answer:
-        """The whole answer."""
-        if self._answer is not None:
-            return self._answer
-        assert self._flight is not None
-        assert self._finish is not None
-        return self._finish(await self._flight.answer())
-
-    async def events(self) -> AsyncGenerator[RunEvent]:
-        """What is said, as it is said, and the answer at the end."""
-        if self._answer is not None:
-            if isinstance(self._answer.output, str) and self._answer.output:
-                yield TextDelta(self._answer.output)
-            yield self._answer
-            return
-        assert self._flight is not None
-        assert self._finish is not None
-        spoken = False
-        async for event in self._flight.events():
-            if isinstance(event, Answer):
-                answer = self._finish(event)
-                if not spoken and isinstance(answer.output, str) and answer.output:
-                    # The run was begun by somebody who did not want a stream, or in another process.
-                    yield TextDelta(answer.output)
-                yield answer
-            else:
-                spoken = spoken or isinstance(event, TextDelta)
-                yield event
 
 
 class Generations(Protocol):
@@ -166,12 +69,12 @@ class CacheService:
         self.memory = memory
         self.counts = CacheCounts()
         self.curve = CacheCurve(max_bytes=memory.max_bytes, ttl_s=ttl_s)
+        self.shared = None if tier is None else SharedAnswers(tier, jitter=jitter)
         self._generations = generations
-        self._tier = tier
         self._clean_up_every_s = clean_up_every_s
         self._jitter = jitter
         self._flights = Flights()
-        self._recent: OrderedDict[tuple[str, str], deque[Marks]] = OrderedDict()
+        self._recent = RecentKeys()
         self._cleaner: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -230,9 +133,8 @@ class CacheService:
         self.memory.attach(digest, kept, made)
 
     def count_hit(self, agent: str, digest: bytes, size: int, saved: Answer) -> None:
-        """Count a hit that `recall` made possible."""
-        self.counts.hits += 1
-        self._saved_for(agent).add(saved)
+        """Count an answer from memory. `size` is that of its entry, in bytes."""
+        self.counts.hit(agent, saved)
         self.curve.record(digest, size)
 
     async def clear(self, agent: str | None = None) -> int:
@@ -252,10 +154,7 @@ class CacheService:
         """Remove expired entries and count that; gives how many they were."""
         started = perf_counter()
         removed = self.memory.remove_expired(self._generation)
-        self.counts.cleanups += 1
-        self.counts.removed += removed
-        self.counts.last_cleanup_at = datetime.now(UTC)
-        self.counts.last_cleanup_ms = (perf_counter() - started) * 1000
+        self.counts.clean_up(removed, seconds=perf_counter() - started)
         return removed
 
     @property
@@ -265,39 +164,16 @@ class CacheService:
 
     def numbers(self) -> dict[str, Any]:
         """The cache of this worker in the contract's words."""
-        counts, memory = self.counts, self.memory
-        asked = counts.hits + counts.coalesced + counts.misses
-        by_agent = list(counts.saved.values())
-        return {
+        memory = self.memory
+        return self.counts.numbers() | {
             "enabled": self.enabled,
-            "backend": "memory" if self._tier is None else self._tier.kind,
+            "backend": "memory" if self.shared is None else self.shared.kind,
             "entries": len(memory),
             "bytes": memory.bytes,
             "max_bytes": memory.max_bytes,
             "ttl_seconds": self.ttl_s,
-            "hits": counts.hits,
-            "misses": counts.misses,
-            "coalesced": counts.coalesced,
-            "hit_ratio": (counts.hits + counts.coalesced) / asked if asked else 0.0,
-            "stores": counts.stores,
             "evictions": memory.evictions,
             "expirations": memory.expirations,
-            "cleanup": {
-                "runs": counts.cleanups,
-                "removed": counts.removed,
-                "last_run_at": counts.last_cleanup_at,
-                "last_duration_ms": counts.last_cleanup_ms,
-            },
-            "saved": {
-                "requests": sum(saved.requests for saved in by_agent),
-                "input_tokens": sum(saved.input_tokens for saved in by_agent),
-                "output_tokens": sum(saved.output_tokens for saved in by_agent),
-                "cost_usd": float(sum(saved.cost_usd for saved in by_agent)),
-                "seconds": sum(saved.seconds for saved in by_agent),
-            },
-            "saved_by_agent": {
-                agent: asdict(saved) | {"cost_usd": float(saved.cost_usd)} for agent, saved in counts.saved.items()
-            },
             "recommendations": self.curve.recommendations(),
         }
 
@@ -327,12 +203,10 @@ class CacheService:
                 if not joined:
                     return answer
                 if answer.cache == "HIT":
-                    self.counts.hits += 1
-                else:
-                    self.counts.coalesced += 1
-                    answer = replace(answer, cache="COALESCED", attempts=(), differs=())
-                self._saved_for(key.agent).add(answer)
-                return answer
+                    self.counts.hit(key.agent, answer)
+                    return answer
+                self.counts.share(key.agent, answer)
+                return replace(answer, cache="COALESCED", attempts=(), differs=())
 
             if state == "HIT":
                 yield Telling(state, answer=finish(await flight.answer()))
@@ -351,61 +225,35 @@ class CacheService:
         joinable: bool,
     ) -> Answer:
         """One run for all who are aboard: the shared tier is asked first, then, once for all processes, the model."""
-        lease = _Lease(self._tier, key.digest) if joinable and self._tier is not None and generation else None
-        found = await self._from_tier(key, generation)
-        if lease is not None and not isinstance(found, Answer):
-            found = await self._wait_for_others(lease, key, generation)
-        if isinstance(found, Answer):
-            self.counts.hits += 1
-            self._saved_for(key.agent).add(found)
-            flight.decide("HIT")
-            return found
+        found = turn = None
+        if self.shared is not None and generation is not None:
+            found = await self.shared.find(key, generation)
+            if joinable and not isinstance(found, SharedAnswer):
+                turn = self.shared.turn(key.digest)
+                found = await self.shared.wait_for_others(turn, key, generation)
+            if isinstance(found, SharedAnswer):
+                flight.decide("HIT")
+                return self._bring_near(key, found, generation)
         self.counts.misses += 1
         kept = False
         try:
-            nearest = self._nearest(key)
+            differs = self._recent.differs(key)
             answer = await run(tell, partial(flight.decide, "MISS"))
-            answer = await self._keep(key, answer, generation, ttl_s, cache="MISS", differs=nearest)
+            answer = await self._keep(key, answer, generation, ttl_s, cache="MISS", differs=differs)
             kept = answer.ttl_s is not None
         finally:
-            if lease is not None:
-                await lease.give_back(kept=kept)
+            if turn is not None:
+                await turn.give_back(kept=kept)
         return answer
 
-    async def _wait_for_others(
-        self, lease: "_Lease", key: CacheKey, generation: Generation | None
-    ) -> Answer | Literal["nothing"] | None:
-        """While another process asks the model, wait for its answer; anything else means that it is this one's turn."""
-        pause_s = 0.004
-        while not await lease.take():
-            await asyncio.sleep(pause_s * (0.5 + self._jitter()))
-            pause_s = min(0.05, pause_s * 1.5)
-            found = await self._from_tier(key, generation)
-            if found is not None:
-                return found
-        return None
-
-    async def _from_tier(self, key: CacheKey, generation: Generation | None) -> Answer | Literal["nothing"] | None:
-        """What the shared tier keeps, brought near; `nothing` where a run has just ended without such an answer."""
-        if self._tier is None or generation is None:
-            return None
-        try:
-            value = await self._tier.get(key.digest)
-        except StoreUnavailable:
-            self.counts.tier_failures += 1
-            return None
-        if value is None or value == _NOTHING_KEPT:
-            return value and "nothing"
-        kept = kept_answer.read(value, key)
-        if kept is None or kept.generation != generation:
-            return None
-        # The tier has seen to it that it lives; how long is told by clocks that may be set, hence the bounds.
-        age_s = min(max(0.0, time() - kept.stored_at), kept.life_s)
-        left_s = kept.life_s - age_s
-        if left_s > 0:
-            self.memory.put(key.digest, value, ttl_s=left_s, generation=generation, tag=key.agent, age_s=age_s)
-        self.curve.record(key.digest, len(value))
-        return replace(kept.answer, age_s=age_s, ttl_s=left_s, kept_as=key.digest)
+    def _bring_near(self, key: CacheKey, found: SharedAnswer, generation: Generation) -> Answer:
+        """The answer that the shared store had, which from now on the memory has too."""
+        if found.left_s > 0:
+            self.memory.put(
+                key.digest, found.value, ttl_s=found.left_s, generation=generation, tag=key.agent, age_s=found.age_s
+            )
+        self.count_hit(key.agent, key.digest, len(found.value), found.answer)
+        return replace(found.answer, age_s=found.age_s, ttl_s=found.left_s, kept_as=key.digest)
 
     def _recall(self, key: CacheKey) -> Answer | None:
         generation = self._generation(key.agent)
@@ -438,12 +286,9 @@ class CacheService:
             return replace(answer, cache=cache, differs=differs)
         self.counts.stores += 1
         self.curve.record(key.digest, len(value))
-        self._remember(key)
-        if self._tier is not None:
-            try:
-                await self._tier.put(key.digest, value, ttl_s=life_s)
-            except StoreUnavailable:
-                self.counts.tier_failures += 1
+        self._recent.add(key)
+        if self.shared is not None:
+            await self.shared.put(key.digest, value, ttl_s=life_s)
         return replace(answer, cache=cache, differs=differs, ttl_s=life_s, kept_as=key.digest)
 
     def _generation(self, agent: str) -> Generation | None:
@@ -451,70 +296,7 @@ class CacheService:
         everybody, one = self._generations.generation("cache"), self._generations.generation(f"cache:{agent}")
         return None if everybody is None or one is None else (everybody, one)
 
-    def _saved_for(self, agent: str) -> Saved:
-        saved = self.counts.saved.get(agent)
-        if saved is None:
-            saved = self.counts.saved[agent] = Saved()
-        return saved
-
-    def _remember(self, key: CacheKey) -> None:
-        place = (key.scope, key.agent)
-        marks = self._recent.get(place)
-        if marks is None:
-            marks = self._recent[place] = deque(maxlen=_RECENT)
-            if len(self._recent) > _FAMILIAR:
-                self._recent.popitem(last=False)
-        marks.append(key.marks())
-
-    def _nearest(self, key: CacheKey) -> tuple[str, ...]:
-        """The ingredients in which the nearest of the last kept keys of this scope and agent differs."""
-        marks = self._recent.get((key.scope, key.agent))
-        if not marks:
-            return ()
-        return fewest_differing(key.marks(), marks)
-
     async def _clean_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self._clean_up_every_s)
             self.clean_up()
-
-
-class _Lease:
-    """The right to ask the model one question, among the processes that share a store; renewed while it is held."""
-
-    def __init__(self, store: SharedStore, digest: bytes) -> None:
-        self._store = store
-        self._digest = digest
-        self._name = b"flight:" + digest
-        self._owner = uuid4().hex
-        self._renewing: asyncio.Task[None] | None = None
-
-    async def take(self) -> bool:
-        """Whether this process may ask; without a store everybody may."""
-        try:
-            if not await self._store.claim(self._name, self._owner, ttl_s=_LEASE_S):
-                return False
-        except StoreUnavailable:
-            return True
-        self._renewing = asyncio.create_task(self._renew(), name="cache-lease")
-        return True
-
-    async def give_back(self, *, kept: bool) -> None:
-        """Let the next one ask; where nothing was `kept`, those who waited are told not to wait for each other."""
-        if self._renewing is None:
-            return
-        self._renewing.cancel()
-        try:
-            if not kept:
-                await self._store.put(self._digest, _NOTHING_KEPT, ttl_s=1.0)
-            await self._store.release(self._name, self._owner)
-        except StoreUnavailable:
-            pass  # It ends by itself.
-
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(_LEASE_S / 3)
-            try:
-                await self._store.claim(self._name, self._owner, ttl_s=_LEASE_S)
-            except StoreUnavailable:
-                continue

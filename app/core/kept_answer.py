@@ -10,6 +10,9 @@ from pydantic_core import from_json, to_json
 from app.core.cache_key import CacheKey
 from app.core.run import Answer, ToolCall, Usage
 
+Generation = tuple[int, int]
+"""What was current when a run began: for all agents, and for its own."""
+
 _REPLY = b',"reply":{'
 
 
@@ -18,13 +21,13 @@ class Kept:
     """A kept answer as read back, with what stands beside it."""
 
     answer: Answer
-    generation: tuple[int, int]
+    generation: Generation
     stored_at: float
     """Unix time. Only differences of less than a life time are taken of it, and they are bounded."""
     life_s: float
 
 
-def write(key: CacheKey, answer: Answer, *, generation: tuple[int, int], life_s: float) -> bytes:
+def write(key: CacheKey, answer: Answer, *, generation: Generation, life_s: float) -> bytes:
     """The bytes of `answer` under `key`. They carry digest and scope, so that whoever reads them can check both."""
     beside = {
         "key": key.digest.hex(),

@@ -16,7 +16,7 @@ from app.core.agent_run import Outcome, run_agent
 from app.core.agents import AgentDefinition, Agents
 from app.core.cache_key import CacheKey
 from app.core.cache_policy import is_storable, key_of, may_be_kept, may_be_shared_in_flight, ttl_of
-from app.core.cache_service import Began, CacheService, Run, Telling
+from app.core.cache_service import Began, CacheService, Run
 from app.core.charges import Charge, Charges
 from app.core.conversation_messages import StoredHistory, messages_of
 from app.core.conversations import Conversations
@@ -27,6 +27,7 @@ from app.core.run import Answer, Attempt, CacheMode, Caller, Question, RunEvent,
 from app.core.run_log import Recording, RunLog
 from app.core.story import current
 from app.core.story import tell as note_step
+from app.core.telling import Telling
 from app.errors import FieldFault, InvalidFields, LimitExceeded, MnemosineError, ProviderTimeout
 
 

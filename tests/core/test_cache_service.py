@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from app.core.cache_counts import Saved
 from app.core.cache_key import cache_key
-from app.core.cache_service import CacheService, Saved
+from app.core.cache_service import CacheService
 from app.core.flights import Tell
 from app.core.run import Answer, Usage
 from app.stores.local import LocalStore
