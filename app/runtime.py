@@ -22,6 +22,7 @@ from app.core.api_keys import KeyUses
 from app.core.budgets import Budgets
 from app.core.cache_service import CacheService
 from app.core.callers import Callers
+from app.core.chore import Chore
 from app.core.conversations import Conversations
 from app.core.idempotency import Idempotency
 from app.core.login_limits import LoginLimits
@@ -179,7 +180,6 @@ async def open_runtime(
         stack.push_async_callback(store.aclose)
         conversations = Conversations(
             database,
-            claim=store.claim,
             wait_s=settings.model_timeout_seconds,
             retention_days=settings.conversation_retention_days,
         )
@@ -247,10 +247,15 @@ async def open_runtime(
         totals.start()
         # With the names of those who died before, which only the first of their successors hears.
         roll_call.start()
-        # First of all to end: what it runs needs everything else.
-        idempotency = Idempotency(database, claim=store.claim)
+        # These are the first to end: what they run needs everything else.
+        idempotency = Idempotency(database)
         stack.push_async_callback(idempotency.aclose)
-        idempotency.start()
+        for chore in (
+            Chore("conversation sweep", conversations.sweep, every_s=60.0, claim=store.claim),
+            Chore("idempotency clean-up", idempotency.clean_up, every_s=600.0, claim=store.claim),
+        ):
+            stack.push_async_callback(chore.aclose)
+            chore.start()
         yield Runtime(
             settings=settings,
             database=database,

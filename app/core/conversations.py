@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -32,7 +32,7 @@ from app.db.conversations import (
     sweep_conversations,
 )
 from app.db.paging import Page
-from app.errors import Conflict, DatabaseUnavailable, NotFound, StoreUnavailable
+from app.errors import Conflict, DatabaseUnavailable, NotFound
 
 __all__ = ["ConversationRow", "Conversations", "EntryRow", "Turn"]
 
@@ -47,8 +47,6 @@ _SWEEP_MESSAGES = 2000
 """In one transaction: on SQLite nobody else writes meanwhile."""
 _APPEND_TRIES = 3
 
-Claim = Callable[..., Awaitable[bool]]
-"""`SharedStore.claim`."""
 Key = tuple[str, str]
 """Owner and id."""
 
@@ -71,35 +69,27 @@ class Conversations:
         wait_s: float = 110.0,
         lease_s: float = 15.0,
         retention_days: float = 0,
-        sweep_every_s: float = 60.0,
-        claim: Claim | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """With `claim`, one of all processes sweeps; without it, each does."""
         self._database = database
         self._wait_s = wait_s
         self._lease_s = lease_s
         self._retention_days = retention_days
-        self._sweep_every_s = sweep_every_s
-        self._claim_lease = claim
         self._jitter = jitter
         self._holder = uuid4().hex
         self._held: set[Key] = set()
         self._lines: dict[Key, _Line] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._renewing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to renew leases and to sweep; `aclose()` ends it."""
-        self._tasks = [
-            asyncio.create_task(self._renew_for_ever(), name="conversation-leases"),
-            asyncio.create_task(self._sweep_for_ever(), name="conversation-sweep"),
-        ]
+        """Begin to renew leases; `aclose()` ends it."""
+        self._renewing = asyncio.create_task(self._renew_for_ever(), name="conversation-leases")
 
     async def aclose(self) -> None:
         """Stop; every turn has ended by then."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
 
     async def create(self, caller: Caller, *, title: str | None = None) -> ConversationRow:
         """A new, empty conversation; its id cannot be guessed."""
@@ -231,9 +221,12 @@ class Conversations:
                 )
             swept += batch
             if batch == 0:
-                return swept
+                break
             # Others want to write as well.
             await asyncio.sleep(0.02)
+        if swept:
+            _log.info("%d conversations were removed", swept)
+        return swept
 
     @asynccontextmanager
     async def _in_line(self, key: Key, on_busy: OnBusy, deadline: float) -> AsyncGenerator[None]:
@@ -297,22 +290,6 @@ class Conversations:
                         )
             except DatabaseUnavailable:
                 continue  # there are two more chances before a lease ends
-
-    async def _sweep_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(self._sweep_every_s * (0.5 + self._jitter()))
-            try:
-                if await self._is_the_sweeper() and (swept := await self.sweep()):
-                    _log.info("%d conversations were removed", swept)
-            except (DatabaseUnavailable, StoreUnavailable):
-                continue
-
-    async def _is_the_sweeper(self) -> bool:
-        if self._claim_lease is None:
-            return True
-        # Longer than it takes to come here again, so that it stays with one process.
-        ttl_s = 2 * self._sweep_every_s + self._lease_s
-        return await self._claim_lease(b"conversation sweep", self._holder, ttl_s=ttl_s)
 
 
 class Turn:

@@ -84,7 +84,6 @@ class Recording:
         if self.tail:
             self.pieces.append(self.tail)
             self.tail = b""
-        """What is held back."""
         self._ended = True
         self._tell()
 
@@ -127,8 +126,6 @@ class Recording:
         told.set()
 
 
-Claim = Callable[..., Awaitable[bool]]
-"""`SharedStore.claim`."""
 Run = Callable[[Recording], Awaitable[tuple[Headers, bytes] | None]]
 """Fill a recording; gives the headers and the body that are worth keeping of it, or `None`."""
 
@@ -150,28 +147,17 @@ class Idempotency:
         keep_s: float = 86_400.0,
         wait_s: float = 660.0,
         poll_s: float = 0.25,
-        clean_up_s: float = 600.0,
         max_running: int = 1000,
         max_body_bytes: int = 8 * 1024 * 1024,
-        claim: Claim | None = None,
     ) -> None:
-        """With `claim`, one of all processes removes what has expired; without it, each does."""
         self._database = database
         self._lease_s = lease_s
         self._keep_s = keep_s
         self._wait_s = wait_s
         self._poll_s = poll_s
-        self._clean_up_s = clean_up_s
         self._max_running = max_running
         self._max_body_bytes = max_body_bytes
-        self._claim_lease = claim
-        self._name = uuid4().hex
         self._running: dict[tuple[str, str], tuple[Recording, asyncio.Task[None]]] = {}
-        self._cleaner: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to remove what has expired; `aclose()` ends it."""
-        self._cleaner = asyncio.create_task(self._clean_up_for_ever(), name="idempotency-clean-up")
 
     def answer(self, key: RequestKey, run: Run) -> tuple[Recording, bool]:
         """The one response of this request, and whether somebody else's run is joined.
@@ -200,8 +186,6 @@ class Idempotency:
     async def aclose(self) -> None:
         """End what is under way and free its keys."""
         tasks = [task for _, task in self._running.values()]
-        if self._cleaner is not None:
-            tasks.append(self._cleaner)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -327,17 +311,3 @@ class Idempotency:
                     await renew_claim(session, key.id, owner=owner, owned_until=until)
             except MnemosineError:
                 continue
-
-    async def _clean_up_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(self._clean_up_s)
-            try:
-                if self._claim_lease is None or await self._claim_lease(
-                    b"idempotency clean-up",
-                    self._name,
-                    # Longer than it takes to come here again, so that it stays with one process.
-                    ttl_s=2 * self._clean_up_s,
-                ):
-                    await self.clean_up()
-            except MnemosineError as error:
-                _log.warning("expired answers stay for now: %s", error.detail)

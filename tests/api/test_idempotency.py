@@ -14,7 +14,6 @@ from starlette.responses import StreamingResponse
 
 from app.api.idempotency import IdempotentRoute
 from app.core.idempotency import Idempotency, Recording, RequestKey
-from app.stores.local import LocalStore
 from benchmarks.fake_provider import FakeProvider
 from tests.application import USER_PASSWORD, Application, open_application
 
@@ -357,32 +356,3 @@ async def test_what_is_too_large_is_answered_and_not_kept(application: Applicati
         assert await text_of(small.answer(key, answering(b"x" * 11, runs))[0]) == b"x" * 11
     assert len(runs) == 2
     await small.aclose()
-
-
-class Cleaning(Idempotency):
-    cleaned = 0
-
-    async def clean_up(self) -> int:
-        self.cleaned += 1
-        return await super().clean_up()
-
-
-@pytest.mark.parametrize("shared", [True, False])
-async def test_one_of_all_processes_removes_what_has_expired(
-    application: Application, tmp_path: Path, shared: bool
-) -> None:
-    stores = [LocalStore(tmp_path / "shared") for _ in range(2)]
-    processes = [
-        Cleaning(application.runtime.database, clean_up_s=0.1, claim=store.claim if shared else None)
-        for store in stores
-    ]
-    for process in processes:
-        process.start()
-    async with asyncio.timeout(30):
-        while max(process.cleaned for process in processes) < 5:
-            await asyncio.sleep(0.01)
-    for process, store in zip(processes, stores, strict=True):
-        await process.aclose()
-        await store.aclose()
-    # The second line is the control: without a lease both do it.
-    assert [process.cleaned > 0 for process in processes].count(True) == (1 if shared else 2)
