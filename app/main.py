@@ -20,7 +20,7 @@ from app.api.known_questions import KnownQuestions
 from app.api.openai import chat as openai_chat
 from app.api.openai import models as openai_models
 from app.api.openai import responses as openai_responses
-from app.api.openai.conversation import HEADER
+from app.api.openai.conversation import CONVERSATION_HEADER
 from app.api.problems import add_problem_handlers
 from app.api.straight_routes import StraightRoutes
 from app.api.v1 import (
@@ -108,7 +108,14 @@ def create_app(settings: Settings) -> FrontDoor:
             AnsweredOrigins,
             allow_origins=list(settings.allowed_origins),
             allow_methods=["*"],
-            allow_headers=["Authorization", "Cache-Control", "Content-Type", "Idempotency-Key", "X-Request-ID", HEADER],
+            allow_headers=[
+                "Authorization",
+                "Cache-Control",
+                "Content-Type",
+                "Idempotency-Key",
+                "X-Request-ID",
+                CONVERSATION_HEADER,
+            ],
             expose_headers=_EXPOSED,
         )
     if settings.answered_hosts:

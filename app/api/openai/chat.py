@@ -11,7 +11,7 @@ from app.api.event_stream import EventStream
 from app.api.idempotency import IdempotentRoute
 from app.api.openai.chat_reply import ChatChunks, Model, completion
 from app.api.openai.chat_request import ChatBody
-from app.api.openai.conversation import HEADER, conversation_of
+from app.api.openai.conversation import conversation_of
 from app.api.openai.models import agent_called
 from app.api.openai.parameters import answers_with_text
 from app.api.visit import visit_of
@@ -33,9 +33,7 @@ async def complete_chat(
     question = body.question(
         agent,
         cache_mode=cache_mode("use", request.headers.get("cache-control", "")),
-        conversation_id=await conversation_of(request, caller, runtime.conversations),
-        # An interface sends all that it shows; what was edited there or asked again is not what we remember.
-        tells_history=HEADER not in request.headers,
+        conversation=await conversation_of(request, caller, runtime.conversations),
     )
     model = Model(agent.name, agent.revision)
     if body.stream:

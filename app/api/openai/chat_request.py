@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from app.api.json_route import Text
+from app.api.openai.conversation import NamedConversation
 from app.api.openai.parameters import (
     FunctionBody,
     Lenient,
@@ -120,12 +121,7 @@ class ChatBody(Part):
     tool_choice: Literal["auto", "none", "required"] | _Choice | None = None
 
     def question(
-        self,
-        agent: "AgentDefinition",
-        *,
-        cache_mode: CacheMode,
-        conversation_id: str | None = None,
-        tells_history: bool = False,
+        self, agent: "AgentDefinition", *, cache_mode: CacheMode, conversation: NamedConversation | None
     ) -> Question:
         """What is asked of `agent`. Raises `UnsupportedParameter` or `InvalidFields`; imports the agent stack."""
         refuse_unsupported(self.model_extra)
@@ -140,7 +136,7 @@ class ChatBody(Part):
         question = Question(
             message=opening.message,
             agent=agent.name,
-            conversation_id=conversation_id,
+            conversation_id=None if conversation is None else conversation.id,
             settings=RunSettings(
                 temperature=self.temperature,
                 max_tokens=self.max_completion_tokens or self.max_tokens,
@@ -151,7 +147,7 @@ class ChatBody(Part):
             cache_mode=cache_mode,
             images=opening.images,
             history=opening.history,
-            tells_history=tells_history,
+            tells_history=conversation is not None and conversation.tells_history,
             instructions="\n\n".join(rule for rule in rules if rule) or None,
             client_tools=tuple(self._tool(tool, at, agent) for at, tool in enumerate(self.tools or ())),
             tool_choice=self._choice(),
