@@ -1,0 +1,18 @@
+"""The settings: every knob, read once from the environment and `.env`.
+
+Only `main`, the commands, `doctor` and `runtime` read them; everything below takes plain values.
+"""
+
+from app.config.display import SettingRow, describe, example_env, mask_url
+from app.config.loading import export_foreign_variables, load_settings
+from app.config.settings import Settings
+
+__all__ = [
+    "SettingRow",
+    "Settings",
+    "describe",
+    "example_env",
+    "export_foreign_variables",
+    "load_settings",
+    "mask_url",
+]
