@@ -5,12 +5,10 @@ import logging
 import os
 import signal
 import socket
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -31,6 +29,7 @@ from app.core.model_providers import fault_of
 from app.core.open_streams import OpenStreams
 from app.core.picture import fold
 from app.core.rate_limiter import RateLimiter
+from app.core.reloads import Outcome, Reloads
 from app.core.responses import Responses
 from app.core.roll_call import RollCall
 from app.core.run_log import RunLog
@@ -54,9 +53,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-RELOAD_STAMP = "agents.reload"
-"""In the data directory; whoever writes it makes every worker read its agents again."""
-
 
 @dataclass(frozen=True, slots=True)
 class AgentRoom:
@@ -65,6 +61,7 @@ class AgentRoom:
     agents: "Agents"
     pool: "AgentPool"
     prompts: "PromptService"
+    reloads: Reloads
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +225,12 @@ async def open_runtime(
         # First the opening task ends, then what it opened is closed.
         room_stack = await stack.enter_async_context(AsyncExitStack())
         parts["cache"] = cache.numbers
+        # Before the agents are read, and before anybody can see this worker: no order is lost on the way.
+        reloads = Reloads(settings.data_dir, worker=worker)
         agent_room = asyncio.create_task(
-            _open_agent_room(settings, runs, cache, limiter, budgets, conversations, metrics, parts, room_stack),
+            _open_agent_room(
+                settings, runs, cache, limiter, budgets, conversations, metrics, parts, reloads, room_stack
+            ),
             name="agent-room",
         )
         stack.push_async_callback(_end, agent_room)
@@ -332,6 +333,7 @@ async def _open_agent_room(
     conversations: Conversations,
     metrics: Metrics,
     parts: dict[str, Callable[[], Mapping[str, Any]]],
+    reloads: Reloads,
     stack: AsyncExitStack,
 ) -> AgentRoom:
     await asyncio.to_thread(import_module, "app.core.agent_stack")
@@ -379,59 +381,58 @@ async def _open_agent_room(
         model_timeout_s=settings.model_timeout_seconds,
         on_model_call=metrics.record_model_call,
     )
-    return AgentRoom(agents, pool, prompts)
+    return AgentRoom(agents, pool, prompts, reloads)
 
 
-async def reload_agents(settings: Settings, room: AgentRoom, *, tell_others: bool) -> list[str]:
+async def reload_agents(settings: Settings, room: AgentRoom) -> list[str]:
     """Take changed agents without a restart; gives the names of those that are new, changed or gone.
 
-    All or nothing: a broken one raises `BadConfiguration` and leaves the old set. Runs that have begun finish on
-    the agent that they began with. `tell_others` makes the other workers of this data directory follow.
+    All or nothing: what a start would refuse raises `BadConfiguration` and leaves the old set. Runs that have begun
+    finish on the agent that they began with.
     """
     before = {agent.name: agent.revision for agent in room.agents}
     agents = await asyncio.to_thread(load_agents, settings)
+    for agent in agents:
+        await room.pool.warm(agent)
     after = {agent.name: agent.revision for agent in agents}
     room.agents.replace(agents)
     room.pool.retire_all_but(agents)
-    if tell_others:
-        (settings.data_dir / RELOAD_STAMP).write_text(f"{os.getpid()} {time.time_ns()}", encoding="utf-8")
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     _log.info("the agents were read again; changed: %s", ", ".join(changed) or "none")
     return changed
 
 
 async def _follow_reloads(settings: Settings, opening: asyncio.Future[AgentRoom]) -> None:
-    """Reload on SIGHUP and when another process wrote the stamp; what is broken is logged and changes nothing."""
+    """Reload on SIGHUP and when another process orders it; what is broken is logged and changes nothing."""
     hangup = asyncio.Event()
     loop = asyncio.get_running_loop()
     with suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread, or not POSIX
         loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    stamp = settings.data_dir / RELOAD_STAMP
     room = await asyncio.shield(opening)
-    seen = _read_stamp(stamp)
     while True:
         with suppress(TimeoutError):
             async with asyncio.timeout(0.5):
                 await hangup.wait()
-        now = _read_stamp(stamp)
-        if hangup.is_set() or (now != seen and not now.startswith(f"{os.getpid()} ")):
-            hangup.clear()
-            try:
-                await reload_agents(settings, room, tell_others=False)
-            except MnemosineError as error:
-                _log.error("the agents stay as they were: %s", error.detail)
-        seen = now
-
-
-def _read_stamp(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
+        order = room.reloads.hear()
+        if not hangup.is_set() and order is None:
+            continue
+        hangup.clear()
+        try:
+            changed = await reload_agents(settings, room)
+        except MnemosineError as error:
+            _log.error("the agents stay as they were: %s", error.detail)
+            outcome = Outcome(refusal=error.detail)
+        else:
+            outcome = Outcome(tuple(sorted(agent.name for agent in room.agents)), tuple(changed))
+        if order is not None:
+            await asyncio.to_thread(room.reloads.answer, order, outcome)
 
 
 def load_agents(settings: Settings) -> "Agents":
-    """Every agent that `settings` name. Imports the agent stack; raises `BadConfiguration` for a broken one."""
+    """Every agent that `settings` name, each with models that can be made here. Imports the agent stack.
+
+    Raises `BadConfiguration` for a broken one.
+    """
     from app.core.agent_code import load_agent
     from app.core.agent_files import read_agent_files
     from app.core.agents import Agents
@@ -441,26 +442,29 @@ def load_agents(settings: Settings) -> "Agents":
     if settings.agents_dir is not None:
         allowed = settings.allowed_capabilities
         found += read_agent_files(settings.agents_dir, default_model=model, allowed_capabilities=allowed)
-    return Agents(found, default_model=model)
+    agents = Agents(found, default_model=model)
+    for agent in agents:
+        for name in (*(() if agent.own_model is not None else (agent.model,)), *agent.fallbacks):
+            _check_model(name, settings, f" of agent {agent.name!r} ({agent.source})")
+    return agents
 
 
 def check_models(settings: Settings) -> None:
-    """Read the agents, and look whether each has a model that can be made here. Raises `BadConfiguration`.
+    """Look whether every model that is needed can be made here. Raises `BadConfiguration`.
 
-    Where every agent has a model of its own, `DEFAULT_MODEL` needs none. Without agents nothing slow is imported.
+    Without agents nothing slow is imported.
     """
-    needed = {settings.default_model: ""}
     if settings.agents_dir is not None or settings.agents:
-        needed = {
-            name: f" of agent {agent.name!r} ({agent.source})"
-            for agent in load_agents(settings)
-            for name in (*(() if agent.own_model is not None else (agent.model,)), *agent.fallbacks)
-        }
-    for name, owner in needed.items():
-        fault = fault_of(name)
-        if fault is not None:
-            setting = f"DEFAULT_MODEL={name}" if name == settings.default_model else f"the model {name}{owner}"
-            raise BadConfiguration(f"{setting} cannot work: {fault[0]}; {fault[1]}")
+        load_agents(settings)
+    else:
+        _check_model(settings.default_model, settings)
+
+
+def _check_model(name: str, settings: Settings, owner: str = "") -> None:
+    fault = fault_of(name)
+    if fault is not None:
+        setting = f"DEFAULT_MODEL={name}" if name == settings.default_model else f"the model {name}{owner}"
+        raise BadConfiguration(f"{setting} cannot work: {fault[0]}; {fault[1]}")
 
 
 def _signing_key(settings: Settings) -> bytes:

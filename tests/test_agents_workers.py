@@ -86,9 +86,10 @@ def test_every_worker_follows_by_each_way_and_a_broken_file_changes_nothing(
 
     # By the command.
     (agents / "a.yaml").write_text("description: by the command\n")
-    told = reload_by_command(tmp_path, agents)
-    assert told.returncode == 0, told.stderr
-    until(lambda: descriptions(server) == {"by the command"})
+    told = reload_by_command(tmp_path)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout == "read again by 2 workers: a, default\nchanged: a\n"
+    assert descriptions(server) == {"by the command"}, "who was told is served"
 
     # A broken file: refused by the route and by the command, with file and line; every worker keeps what it has.
     before = seen(server)
@@ -96,12 +97,13 @@ def test_every_worker_follows_by_each_way_and_a_broken_file_changes_nothing(
     refused = httpx2.post(f"{server.url}/api/v1/agents/reload", headers=server.headers, timeout=30)
     assert refused.status_code == 409
     assert "a.yaml, line 2" in refused.json()["detail"]
-    told = reload_by_command(tmp_path, agents)
-    assert told.returncode == 2
-    assert "a.yaml, line 2" in told.stderr
     for worker in workers:
         os.kill(worker, signal.SIGHUP)
     until(lambda: notices(server, "the agents stay as they were: .*a.yaml, line 2") == 2)
+    told = reload_by_command(tmp_path)
+    assert told.returncode == 2
+    assert "the agents stay as they were: " in told.stderr
+    assert "a.yaml, line 2" in told.stderr
     assert seen(server) == before
 
     # By the signal, to each worker.
@@ -125,12 +127,24 @@ def _prompt(server: ServerProcess, message: str) -> httpx2.Response:
     return httpx2.post(f"{server.url}/api/v1/agent/prompt", json=body, headers=server.headers, timeout=60)
 
 
-def reload_by_command(tmp_path: Path, agents: Path) -> "subprocess.CompletedProcess[str]":
-    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path / "data"), "AGENTS_DIR": str(agents)}
+def test_the_command_says_what_the_server_has_whatever_its_own_shell_would_serve(tmp_path: Path, agents: Path) -> None:
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "foreign.yaml").write_text("description: of this shell\n")
+    with serving(tmp_path, AGENTS_DIR=str(agents), DEFAULT_MODEL="offline") as server:
+        server.wait_for("/readyz")
+        told = reload_by_command(tmp_path, AGENTS_DIR=str(tmp_path / "others"), DEFAULT_MODEL="openai-chat:no-key")
+        assert told.stdout == "read again by 1 worker: a, default\nchanged: none\n", told.stderr
+        assert server.stop() == 0
+    told = reload_by_command(tmp_path)
+    assert told.returncode == 2
+    assert f"no server runs on DATA_DIR={tmp_path / 'data'}" in told.stderr
+
+
+def reload_by_command(tmp_path: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "app", "agents", "reload"],
         cwd=ROOT,
-        env=environment | {"DEFAULT_MODEL": "offline"},
+        env={"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path / "data")} | environment,
         capture_output=True,
         text=True,
         check=False,

@@ -300,6 +300,11 @@ class Scoreboard:
         self._database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
 
+def living(folder: Path) -> set[str]:
+    """The names of those who have a place in `folder` and are alive, asked from outside; none where it is missing."""
+    return {path.stem for path in folder.glob("*.report") if path.exists() and not _is_dead(path)}
+
+
 def _open_database(path: Path) -> sqlite3.Connection:
     try:
         return _connect(path)

@@ -2,11 +2,16 @@
 
 import asyncio
 import os
+import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+from app.config import load_settings
+from app.errors import BadConfiguration
+from app.runtime import prepare
 from benchmarks.fake_provider import FakeProvider
 from tests.application import open_application
 
@@ -33,6 +38,37 @@ async def test_a_reload_changes_the_agents_and_a_broken_file_changes_nothing(tmp
         async with asyncio.timeout(5):
             while (await application.client.get("/api/v1/agents/b")).status_code == 200:
                 await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ("anthropic:claude-haiku-4-5", "pip install 'mnemosine[anthropic]'"),
+        ("groq:llama-3.3-70b-versatile", "pip install 'mnemosine[groq]'"),
+        ("deepseek:deepseek-chat", "DEEPSEEK_API_KEY is not set"),
+        ("nobody:x", "there is no model provider 'nobody'"),
+    ],
+)
+@pytest.mark.parametrize("place", ["model: {}\n", "metadata: {{mnemosine: {{fallbacks: ['{}']}}}}\n"])
+async def test_a_reload_takes_no_model_that_a_start_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, model: str, named: str
+) -> None:
+    monkeypatch.delenv("DEEPSEEK_API_KEY", raising=False)
+    # As if they were not installed, in an environment that may have them.
+    for module in ("anthropic", "groq"):
+        monkeypatch.setitem(sys.modules, module, None)
+    agents = tmp_path / "agents"
+    agents.mkdir()
+    (agents / "a.yaml").write_text("description: a\n")
+    async with open_application(tmp_path / "data", agents_dir=agents) as application:
+        before = (await application.client.get("/api/v1/agents/a")).json()
+        (agents / "a.yaml").write_text(place.format(model))
+        refused = await application.client.post("/api/v1/agents/reload")
+        assert refused.status_code == 409
+        assert named in refused.json()["detail"]
+        assert (await application.client.get("/api/v1/agents/a")).json() == before
+    with pytest.raises(BadConfiguration, match=re.escape(named)):
+        await prepare(load_settings(env_file=None, data_dir=tmp_path / "data", agents_dir=agents))
 
 
 async def test_a_prompt_that_runs_during_a_reload_finishes_on_its_agent(

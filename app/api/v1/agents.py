@@ -71,9 +71,10 @@ class ReloadReply(BaseModel):
 async def reload(caller: Admin, runtime: RuntimeDep, room: AgentRoomDep) -> ReloadReply:
     """Read the agents again; a broken one is a 409 that says why, and changes nothing."""
     try:
-        changed = await reload_agents(runtime.settings, room, tell_others=True)
+        changed = await reload_agents(runtime.settings, room)
     except BadConfiguration as error:
         raise Conflict(error.detail, retry_useful=False) from error
+    room.reloads.give()
     return ReloadReply(changed=changed)
 
 
