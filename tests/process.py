@@ -121,13 +121,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: Sequence[str], tmp_path: Path, *, port: int, **environment: str) -> Generator[ServerProcess]:
-    """`command` as a process with its data in `tmp_path`, ended (by its own pid) when the block ends."""
+def running(
+    command: Sequence[str], tmp_path: Path, folder: Path = ROOT, /, *, port: int, **environment: str
+) -> Generator[ServerProcess]:
+    """`command` as a process in `folder` with its data in `tmp_path`, ended (by its own pid) when the block ends."""
     env = {
         key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV"}
     } | {"DATA_DIR": str(tmp_path / "data"), **environment}
     with (tmp_path / "printed.txt").open("wb") as printed:
-        process = subprocess.Popen([*command], cwd=ROOT, env=env, stdout=printed, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([*command], cwd=folder, env=env, stdout=printed, stderr=subprocess.STDOUT)
         server = ServerProcess(process, f"http://127.0.0.1:{port}", printed)
         try:
             yield server

@@ -5,13 +5,8 @@ cannot has `<!-- not run: reason -->` above it. `text` is what is only looked at
 """
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,6 +17,7 @@ from app.config import Settings
 from app.core.agent_files import read_agent_files
 from app.errors import MnemosineError
 from docs.generate import openapi, walk
+from tests.pages import RUN, blocks, is_runnable, run_blocks
 from tests.process import ROOT, ServerProcess, serving
 
 PASSWORD = "a password for tests"
@@ -35,31 +31,11 @@ PAGES = sorted(
     ]
 )
 WRITTEN_LATER = {ROOT / "benchmarks" / "RESULTS.md"}  # by `make bench`
-RUN = {"sh", "python"}
 LANGUAGES = {*RUN, "yaml", "json", "env", "text", "toml", "ini", "nginx", "dockerfile", "promql", "sql", "http"}
 
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, its text, and why it is not run, if it says so."""
-
-    language: str
-    text: str
-    reason: str | None
-    line: int
-
-
-def blocks(page: str) -> Iterator[Block]:
-    """Every fenced block of a page."""
-    for found in re.finditer(r"^( *)```([^\n]*)\n(.*?)^\1```$", page, re.MULTILINE | re.DOTALL):
-        before = page[: found.start()].rstrip().rpartition("\n")[2]
-        reason = re.fullmatch(r"<!-- not run: (\S.+) -->", before.strip())
-        text = re.sub(rf"^{found[1]}", "", found[3], flags=re.MULTILINE)
-        yield Block(found[2].strip(), text, reason[1] if reason else None, page.count("\n", 0, found.start()) + 1)
 
 
 def anchors(page: str) -> set[str]:
@@ -125,7 +101,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[ServerProcess]
     settings = {
         "ADMIN_PASSWORD": PASSWORD,
         "AGENTS_DIR": str(ROOT / "app/commands/starter/agents"),
-        "AGENTS": "app.commands.starter.desk:desk,examples.shop:shop",
+        "AGENTS": "app.commands.starter.desk:desk",
     }
     with serving(folder, **settings) as server:
         server.wait_for("/readyz")
@@ -133,32 +109,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[ServerProcess]
         yield server
 
 
-RUNNABLE = [path for path in PAGES if any(b.language in RUN and b.reason is None for b in blocks(path.read_text()))]
+# An example's own page runs in its own test, on the server that the page describes.
+RUNNABLE = [path for path in PAGES if is_runnable(path) and ROOT / "examples" not in path.parents]
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
 def test_the_blocks_of_a_page_run(path: Path, served: ServerProcess, tmp_path: Path) -> None:
-    if shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
-    (tmp_path / ".curlrc").write_text("fail-with-body\nmax-time = 60\n")
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "HOME": str(tmp_path),
-        "PYTHONPATH": str(ROOT),
-        "DATA_DIR": str(Path(served.printed.name).parent / "data"),
-        "MNEMOSINE_URL": served.url,
-        "MNEMOSINE_TOKEN": served.make_key(),
-        "TOKEN": served.headers["Authorization"].removeprefix("Bearer "),
-        "PASSWORD": PASSWORD,
-        "OPENAI_API_KEY": "any",
-    }
-    for block in blocks(path.read_text()):
-        if block.language not in RUN or block.reason is not None:
-            continue
-        text = block.text.replace("http://127.0.0.1:8000", served.url).replace("mn_...", environment["MNEMOSINE_TOKEN"])
-        program = [sys.executable, "-c", text] if block.language == "python" else ["sh", "-euc", text]
-        done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"line {block.line}:\n{done.stdout}\n{done.stderr}"
+    run_blocks(path, served, tmp_path, data=Path(served.printed.name).parent / "data", PASSWORD=PASSWORD)
 
 
 def test_every_page_is_in_the_index_and_in_the_menu_of_the_site() -> None:

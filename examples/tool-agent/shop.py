@@ -1,4 +1,4 @@
-"""An agent in Python with two tools: `mnemosine serve examples.shop:shop`."""
+"""An agent in Python with two tools, and what they may look at: `mnemosine serve shop:shop` in this folder."""
 
 from dataclasses import dataclass
 

@@ -1,1 +1,0 @@
-"""Agents to copy from; each is run by a test."""
