@@ -112,10 +112,9 @@ class World:
         return self.run(sign_in())
 
     def rows_left(self) -> dict[str, int]:
-        """What is stored for users, once the sweep went over it."""
+        """What is stored for users."""
 
         async def rows() -> dict[str, int]:
-            await self.application.runtime.conversations.sweep()
             async with self.application.runtime.database.read() as session:
                 return {
                     table.name: (await session.execute(select(func.count()).select_from(table))).scalar_one()

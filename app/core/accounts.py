@@ -11,7 +11,7 @@ from app.core.security import PasswordHasher
 from app.db.api_keys import ApiKeyRow, add_api_key, delete_api_key, delete_api_keys_of, list_api_keys
 from app.db.async_session import Database
 from app.db.budgets import forget_budgets
-from app.db.conversations import bury_conversations
+from app.db.conversations import delete_conversations_of
 from app.db.models import Role
 from app.db.paging import Page
 from app.db.users import (
@@ -51,13 +51,13 @@ class Accounts:
     """
 
     def __init__(
-        self, database: Database, passwords: PasswordHasher, callers: Callers, *, burial_rows: int = 2000
+        self, database: Database, passwords: PasswordHasher, callers: Callers, *, rows_at_once: int = 2000
     ) -> None:
         self._database = database
         self._passwords = passwords
         self._callers = callers
-        self._burial_rows = burial_rows
-        """Conversations and messages that one transaction takes from a user who is being deleted."""
+        self._rows_at_once = rows_at_once
+        """Of a user who is being deleted, in one transaction: on SQLite nobody else writes meanwhile."""
 
     async def create_user(self, *, username: str, password: str, role: Role) -> UserRow:
         """Add a user. Raises `Conflict` when the name, in any spelling, is taken."""
@@ -112,13 +112,13 @@ class Accounts:
         """Remove a user with all keys and conversations.
 
         The user is disabled first and removed last, since the conversations may be too many for one transaction. If it
-        fails between, the user stays disabled, with what conversations are left; a second call finishes.
+        fails between, the user stays disabled, with what is left of the conversations; a second call finishes.
         Raises `NotFound`, or `Conflict` for the last active administrator.
         """
         await self.change_user(user_id, disabled=True)
         while True:
             async with self._database.write() as session:
-                if not await bury_conversations(session, user_id, max_rows=self._burial_rows):
+                if not await delete_conversations_of(session, user_id, max_rows=self._rows_at_once):
                     break
             # Others want to write as well.
             await asyncio.sleep(0.02)
@@ -127,7 +127,7 @@ class Accounts:
             await delete_user(session, user_id)
             await forget_budgets(session, [f"user:{user_id}", *(f"key:{key.id}" for key in keys)])
             # Of prompts that were under way.
-            while await bury_conversations(session, user_id, max_rows=self._burial_rows):
+            while await delete_conversations_of(session, user_id, max_rows=self._rows_at_once):
                 pass
         await self._callers.forget_everywhere()
 

@@ -6,7 +6,7 @@ Every query carries the owner, in the `WHERE` and not in a check afterwards. The
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from secrets import token_hex
 from time import time_ns
 from typing import Any
@@ -22,7 +22,6 @@ from sqlalchemy import (
     select,
     text,
     tuple_,
-    union_all,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -32,9 +31,6 @@ from app.db.clock import from_now, now
 from app.db.models import conversation_entries as entries
 from app.db.models import conversations
 from app.db.paging import Page, read_page
-
-_GRAVE = "deleted:"
-_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,49 +240,28 @@ async def renew_claims(session: AsyncSession, keys: Sequence[tuple[str, str]], *
     await session.execute(statement.values(busy_until=from_now(session, lease_s)))
 
 
-async def bury_conversations(session: AsyncSession, owner: str, *, max_rows: int) -> bool:
-    """Take whole trees from an owner; the next sweeps remove them. `False` where nothing was left to take.
+async def delete_conversations_of(session: AsyncSession, owner: str, *, max_rows: int) -> int:
+    """Remove at most `max_rows` of an owner's conversations, or messages where none is left; gives how many those were.
 
-    Those have at most `max_rows` conversations and messages together, or it is one. A conversation and its messages
-    go together: the sweep finds messages by the conversations of their tree, and would never find them alone.
+    The conversations go first, so that a prompt that is about to store its answer fails, or its messages are found
+    by a later call. Messages without their conversation are out of everybody's reach.
     """
-    of_all = union_all(
-        *(
-            select(table.c.tree_id)
-            .where(table.c.owner == owner)
-            .order_by(table.c.tree_id)
-            .limit(max_rows + 1)
-            .subquery()
-            .select()
-            for table in (conversations, entries)
-        )
-    ).subquery()
-    query = select(of_all.c.tree_id).order_by(of_all.c.tree_id).limit(max_rows + 1)
-    found = (await session.scalars(query)).all()
-    if not found:
-        return False
-    trees = list(dict.fromkeys(found))
-    if len(found) > max_rows and len(trees) > 1:
-        del trees[-1]  # there may be more of it
-    # Each time another grave: what its owner began anew meanwhile may have the name of what is already buried.
-    grave = f"{_GRAVE}{owner}:{token_hex(4)}"
-    # The conversations first: a prompt that is about to store its answer then fails, or its messages are seen below.
-    for table, age in ((conversations, {"updated_at": _LONG_AGO}), (entries, {})):
-        here = table.c.owner == owner, table.c.tree_id.in_(trees)
-        await session.execute(update(table).where(*here).values(owner=grave, **age))
-    return True
+    for table in (conversations, entries):
+        some = select(table.c.id).where(table.c.owner == owner).limit(max_rows)
+        statement = delete(table).where(table.c.owner == owner, table.c.id.in_(some)).returning(table.c.id)
+        if gone := (await session.execute(statement)).all():
+            return len(gone)
+    return 0
 
 
-async def sweep_conversations(
-    session: AsyncSession, *, unused_since: datetime | None, limit: int, max_messages: int
-) -> int:
-    """Remove at most `limit` conversations, of deleted users and such as nobody used since; gives how many.
+async def sweep_conversations(session: AsyncSession, *, unused_since: datetime, limit: int, max_messages: int) -> int:
+    """Remove at most `limit` conversations that nobody used since; gives how many.
 
     Those have at most `max_messages` together, or it is one. One that is being answered stays. Several processes may
     sweep at once and do not wait for each other.
     """
     idle = or_(conversations.c.busy_until.is_(None), conversations.c.busy_until < now(session))
-    old = conversations.c.updated_at < (unused_since or _LONG_AGO + timedelta(days=1))
+    old = conversations.c.updated_at < unused_since
     query = select(conversations.c.owner, conversations.c.id, conversations.c.length).where(old, idle).limit(limit)
     swept = messages = 0
     for owner, conversation_id, length in (await session.execute(query.with_for_update(skip_locked=True))).all():

@@ -1,7 +1,6 @@
 """Deleting a user who has said much: in batches, and to the end also when one of them fails."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 
 import pytest
 from anyio import to_thread
@@ -17,14 +16,14 @@ from app.core.run import Caller
 from app.core.security import PasswordHasher, TokenSigner
 from app.db import schema
 from app.db.async_session import Database, open_database
-from app.db.conversations import ConversationRow, bury_conversations, save_conversation
+from app.db.conversations import delete_conversations_of
 from app.db.models import conversation_entries as entries
 from app.db.models import conversations
 from app.errors import DatabaseUnavailable, NotAuthenticated, NotFound
 
 
 class Office:
-    """Accounts that bury ten rows at a time, and how often the processes were told to forget."""
+    """Accounts that delete ten rows at a time, and how often the processes were told to forget."""
 
     def __init__(self, database: Database, passwords: PasswordHasher) -> None:
         self.told = 0
@@ -40,7 +39,7 @@ class Office:
             on_key_used=lambda _: None,
             memory_s=60,
         )
-        self.accounts = Accounts(database, passwords, self.callers, burial_rows=10)
+        self.accounts = Accounts(database, passwords, self.callers, rows_at_once=10)
         self.conversations = Conversations(database)
 
     async def _bump(self) -> None:
@@ -61,16 +60,14 @@ class Office:
             async with self.conversations.turn(caller, talk) as turn:
                 await turn.append(['{"kind":"request"}'] * number)
 
-    async def kept(self) -> dict[str, tuple[set[str], int]]:
-        """By tree: who has its conversations and messages, and how many messages those are."""
-        trees: dict[str, tuple[set[str], int]] = {}
+    async def kept(self, caller: Caller) -> tuple[int, int]:
+        """How many conversations and messages of the caller are stored."""
         async with self.database.read() as session:
-            for table in (conversations, entries):
-                query = select(table.c.tree_id, table.c.owner, func.count()).group_by(table.c.tree_id, table.c.owner)
-                for tree, owner, number in (await session.execute(query)).all():
-                    owners, messages = trees.get(tree, (set[str](), 0))
-                    trees[tree] = owners | {owner}, messages + (number if table is entries else 0)
-        return trees
+            counts = [
+                (await session.execute(select(func.count()).where(table.c.owner == caller.id))).scalar_one()
+                for table in (conversations, entries)
+            ]
+        return counts[0], counts[1]
 
 
 @pytest.fixture
@@ -85,7 +82,7 @@ async def office(database_url: str) -> AsyncIterator[Office]:
 
 
 async def a_talkative_user(office: Office) -> Caller:
-    """Seven trees: short ones, an empty one, a forked one, and one that is larger than a batch."""
+    """Seven conversations with 35 messages: short ones, an empty one, a long one, and one with a fork."""
     caller = await office.caller("ada")
     for messages in ((3,), (4,), (), (4, 4), (10, 5), (1,)):
         await office.talk(caller, *messages)
@@ -105,16 +102,16 @@ async def test_what_is_cut_between_batches_is_finished_by_a_second_call(
     assert (await office.callers.recognise(key)).id == ada.id
     begun = 0
 
-    async def cut(session: AsyncSession, owner: str, *, max_rows: int) -> bool:
+    async def cut(session: AsyncSession, owner: str, *, max_rows: int) -> int:
         nonlocal begun
         begun += 1
-        took = await bury_conversations(session, owner, max_rows=max_rows)
+        gone = await delete_conversations_of(session, owner, max_rows=max_rows)
         if begun == batch:
             raise DatabaseUnavailable("gone in the middle of a batch")
-        return took
+        return gone
 
     with monkeypatch.context() as patched:
-        patched.setattr(accounts_module, "bury_conversations", cut)
+        patched.setattr(accounts_module, "delete_conversations_of", cut)
         with pytest.raises(DatabaseUnavailable):
             await office.accounts.delete_user(ada.id)
 
@@ -122,50 +119,43 @@ async def test_what_is_cut_between_batches_is_finished_by_a_second_call(
         await office.callers.recognise(key)
     assert (await office.accounts.user(ada.id)).disabled
     assert await office.accounts.keys(ada.id) == []
-    trees = await office.kept()
-    assert all(len(owners) == 1 for owners, _ in trees.values()), "no tree is cut in two"
-    left = sum(owners == {ada.id} for owners, _ in trees.values())
-    assert 0 < left <= 7
-    assert (left < 7) == (batch > 1), "the control: batches before the cut are done"
-    await office.conversations.sweep()
-    assert sum(owners == {ada.id} for owners, _ in (await office.kept()).values()) == left
-    assert len(await office.kept()) == left + 1, (
-        "of what was buried nothing is left over, and of the others nothing gone"
-    )
+    assert await office.kept(ada) == [(8, 35), (0, 35), (0, 25), (0, 15)][batch - 1], "the batches before it are done"
 
     await office.accounts.delete_user(ada.id)
     with pytest.raises(NotFound):
         await office.accounts.user(ada.id)
-    await office.conversations.sweep()
-    assert list((await office.kept()).values()) == [({ben.id}, 3)]
+    assert await office.kept(ada) == (0, 0)
+    assert await office.kept(ben) == (1, 3)
     assert len((await office.conversations.show(ben, bens))[1]) == 3
 
 
-async def test_a_batch_is_whole_trees_and_not_more_than_it_may_be(office: Office) -> None:
-    ada = await a_talkative_user(office)
-    before = await office.kept()
-    assert sum(messages for _, messages in before.values()) == 35
-    sizes: list[int] = []
-    taken = True
-    while taken:
-        async with office.database.write() as session:
-            taken = await bury_conversations(session, ada.id, max_rows=10)
-        after = await office.kept()
-        moved = [messages for tree, (owners, messages) in after.items() if owners != before[tree][0]]
-        assert len(moved) == 1 or sum(moved) < 10
-        sizes.append(len(moved))
-        before = after
-    assert sum(sizes) == 7
-    assert len(sizes) > 3
-
-
-async def test_a_name_that_is_used_again_after_a_cut_is_buried_as_well(office: Office) -> None:
+async def test_a_tree_of_many_messages_is_deleted_in_batches(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = await office.caller("ada")
-    moment = datetime.now(UTC)
-    for revision in ("before", "after"):
-        row = ConversationRow(ada.id, "chat", revision, created_at=moment, updated_at=moment)
+    first = await office.talk(ada, 40)
+    for _ in range(15):
+        fork = await office.conversations.fork(ada, first)
+        await office.go_on(ada, fork.id, 1)
+    assert await office.kept(ada) == (16, 55)
+    batches: list[int] = []
+
+    async def noted(session: AsyncSession, owner: str, *, max_rows: int) -> int:
+        batches.append(await delete_conversations_of(session, owner, max_rows=max_rows))
+        return batches[-1]
+
+    monkeypatch.setattr(accounts_module, "delete_conversations_of", noted)
+    await office.accounts.delete_user(ada.id)
+    assert batches == [10, 6, 10, 10, 10, 10, 10, 5, 0, 0]
+    assert await office.kept(ada) == (0, 0)
+
+
+async def test_an_answer_that_comes_between_the_batches_is_deleted_as_well(office: Office) -> None:
+    """Its conversation is there when it is stored, and it is not when the next batch begins."""
+    ada = await office.caller("ada")
+    talk = await office.talk(ada, 3)
+    async with office.conversations.turn(ada, talk) as turn:
         async with office.database.write() as session:
-            assert await save_conversation(session, row, expected_revision=None)
-            assert await bury_conversations(session, ada.id, max_rows=10)
-    assert len(await office.kept()) == 2
-    assert await office.conversations.sweep() == 2
+            assert await delete_conversations_of(session, ada.id, max_rows=10) == 1
+        with pytest.raises(NotFound):
+            await turn.append(['{"kind":"request"}'])
+    await office.accounts.delete_user(ada.id)
+    assert await office.kept(ada) == (0, 0)
