@@ -29,8 +29,8 @@ class Ready(BaseModel):
 
     status: Literal["ready", "starting", "draining", "unavailable"]
     reason: str | None = None
-    shared_store: Literal["up", "down"]
-    """Prompts are answered without it: every process then remembers nothing and counts its limits alone."""
+    shared_store: Literal["up", "read-only", "down"]
+    """Prompts are answered without it: every process then remembers nothing new and counts its limits alone."""
     version: str = __version__
     uptime_seconds: float
 

@@ -25,7 +25,8 @@ class Verdict:
 class StoreNumbers:
     """How a store does, as this process sees it; the numbers only grow."""
 
-    state: Literal["up", "down"]
+    state: Literal["up", "read-only", "down"]
+    """`read-only`: it answers, and takes nothing that is written."""
     calls: int
     failures: int
     """Calls that ended in `StoreUnavailable` after the store was asked."""

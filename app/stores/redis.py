@@ -138,12 +138,14 @@ class RedisStore:
     async def ping(self) -> None:
         """See `SharedStore.ping`. Writes, since a full Redis still answers who only reads."""
         await self._link.call("SET", self._prefix + b"ping", b"", "PX", 1000, check=lambda answer: answer == b"OK")
+        self._link.writes_again()
 
     def numbers(self) -> StoreNumbers:
         """See `SharedStore.numbers`."""
         link = self._link
         away = link.breaker.is_open or monotonic() >= self._trusted_until
-        return StoreNumbers("down" if away else "up", link.calls, link.failures, link.refused)
+        state = "down" if away else "up" if link.refusal is None else "read-only"
+        return StoreNumbers(state, link.calls, link.failures, link.refused)
 
     async def aclose(self) -> None:
         """See `SharedStore.aclose`."""
@@ -160,9 +162,10 @@ class RedisStore:
             was_open, calls = breaker.is_open, self._link.calls
             try:
                 await self._poll()
-                if was_open:
+                if was_open or self._link.refusal is not None:
                     name = self._name(b"probe")
                     await self._link.probe("SET", name, _PROBE_VALUE, "PX", 1000, check=lambda answer: answer == b"OK")
+                    self._link.writes_again()
             except (StoreUnavailable, LookupError, ValueError):
                 if was_open:
                     breaker.probe_failed()

@@ -27,6 +27,13 @@ DEADLINE_S = 0.25
 """Of one call, its connecting included."""
 _POOL_WAIT_S = 0.25
 _SAY_AGAIN_S = 60.0
+_REFUSALS = {
+    "OOM": "its memory is full",
+    "MISCONF": "its disk cannot be written",
+    "READONLY": "it is a replica",
+    "NOREPLICAS": "its replicas are away",
+}
+"""Words in what Redis answers to whatever would write, where it takes none of that."""
 
 # What a URL may say of a pool or of deadlines does not hold here.
 _OURS: dict[str, Any] = {
@@ -58,6 +65,8 @@ class RedisLink:
         self.failures = 0
         self.refused = 0
         self.breaker = breaker or Breaker()
+        self.refusal: str | None = None
+        """Why Redis takes nothing that is written, since it said so; until `writes_again`."""
         self._make = _maker(url)
         self._free: list[AbstractConnection] = []
         self._places = asyncio.Semaphore(connections)
@@ -96,6 +105,12 @@ class RedisLink:
         except NoScriptError as error:
             raise NoScript from error
 
+    def writes_again(self) -> None:
+        """Say so where it had not been so."""
+        if self.refusal is not None:
+            self.refusal = None
+            _log.warning("Redis takes what is written again")
+
     async def aclose(self) -> None:
         """Close what is open."""
         while self._free:
@@ -127,8 +142,7 @@ class RedisLink:
             if isinstance(error, NoScriptError):
                 whole = True
                 raise
-            self._say(f"Redis answers with an error: {error}")
-            raise StoreUnavailable("Redis answered with an error") from error
+            raise StoreUnavailable(self._told(error)) from error
         except Exception as error:
             # Whatever: random bytes make the parser raise many things.
             if self.breaker.failed():
@@ -158,10 +172,20 @@ class RedisLink:
             raise
         return connection
 
-    def _say(self, text: str) -> None:
-        if monotonic() - self._said_at >= _SAY_AGAIN_S:
-            self._said_at = monotonic()
-            _log.warning("%s (said once a minute)", text)
+    def _told(self, error: ResponseError) -> str:
+        """What an error is in our words; the log has those of Redis."""
+        words = f"{error.status_code} {error}".split()
+        code = next((word.lstrip("-") for word in words if word.lstrip("-") in _REFUSALS), None)
+        if code is None:
+            if monotonic() - self._said_at >= _SAY_AGAIN_S:
+                self._said_at = monotonic()
+                _log.warning("Redis answers with an error: %s (said once a minute)", error)
+            return "Redis answered with an error"
+        refusal = f"Redis takes nothing that is written: {_REFUSALS[code]}"
+        if self.refusal is None:
+            _log.warning("%s (%s)", refusal, error)
+        self.refusal = refusal
+        return refusal
 
 
 class NoScript(Exception):

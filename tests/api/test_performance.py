@@ -70,7 +70,8 @@ async def test_health_in_detail_is_public_and_says_nothing_of_the_inside(applica
     health = reply.json()
     assert reply.status_code == 200
     assert health["checks"].keys() >= {"database", "agents"}
-    assert all(check.keys() == {"status", "latency_ms"} for check in health["checks"].values())
+    assert all(check.keys() == {"status", "latency_ms", "reason"} for check in health["checks"].values())
+    assert {check["reason"] for check in health["checks"].values()} == {None}
     assert health["performance"]["response_time_ms"]["p50"] > 0
     assert health["performance"]["error_rate"] == 0
     assert str(application.runtime.settings.data_dir) not in reply.text
@@ -86,4 +87,5 @@ async def test_a_dead_database_is_unhealthy(tmp_path: Path) -> None:
         assert reply.status_code == 503
         assert reply.json()["status"] == "unhealthy"
         assert reply.json()["checks"]["database"]["status"] == "unhealthy"
+        assert reply.json()["checks"]["database"]["reason"] == "the database does not answer"
         (tmp_path / "data" / "mnemosine.db").rmdir()

@@ -19,6 +19,8 @@ from tests.servers import RedisServer
 
 pytestmark = pytest.mark.service
 
+HEALTH = "/api/v1/performance/health-detailed"
+
 
 CALLERS = 8
 """At once, by replica. More would stall the event loop that all parts of this share, and Redis would seem away."""
@@ -160,6 +162,54 @@ async def test_a_redis_that_is_killed_and_comes_back_empty_fails_no_prompt(
             await took_s(application, f"nonce:gone-{number}")
         redis_server.restart()
         await hit_again(application, "nonce:K", within_s=10)
+
+
+async def test_a_full_redis_answers_prompts_and_says_why_it_is_degraded(
+    fake: FakeProvider,
+    redis_url: str,
+    redis_server: RedisServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    why = "Redis takes nothing that is written: its memory is full"
+    redis_server.configure("maxmemory-policy", "noeviction")
+    async with application_on(tmp_path, redis_url) as application:
+        await hit_again(application, "nonce:full", within_s=10)
+        await until_store_is(application, "up")
+        assert await store_check(application) == ("healthy", None), "the control"
+        redis_server.configure("maxmemory", "1")
+        try:
+            # Nobody asked: what replicas tell each other is not taken.
+            await until_store_is(application, "read-only")
+            assert await store_check(application) == ("degraded", why)
+            assert (await application.anonymous.get(HEALTH)).json()["status"] == "degraded"
+            for number in range(20):
+                await took_s(application, f"nonce:full-{number % 10}")
+            assert (await application.prompt("nonce:full")).headers["x-cache"] == "HIT"
+            await until_store_is(application, "read-only")
+        finally:
+            redis_server.configure("maxmemory", "0")
+        await until_store_is(application, "up")
+        assert await store_check(application) == ("healthy", None)
+    assert fake.calls <= 11, "ten questions and the first one"
+    lines = [record.message for record in caplog.records if "Redis" in record.message]
+    assert [line.partition(" (")[0] for line in lines] == [why, "Redis takes what is written again"]
+
+
+async def until_store_is(application: Application, state: str) -> None:
+    async with asyncio.timeout(60):
+        while (reply := await application.anonymous.get("/readyz")).json()["shared_store"] != state:
+            await asyncio.sleep(0.05)
+    assert reply.status_code == 200
+
+
+async def store_check(application: Application) -> tuple[str, str | None]:
+    """Status and reason of the check of the store; one that was late on a busy machine is made again."""
+    async with asyncio.timeout(60):
+        while True:
+            check = (await application.anonymous.get(HEALTH)).json()["checks"]["store"]
+            if check["reason"] not in ("the shared store does not answer", "Redis does not answer"):
+                return check["status"], check["reason"]
 
 
 @pytest.mark.parametrize("mode", ["cut", "garbage", "half-close", "slice", "latency:50"])

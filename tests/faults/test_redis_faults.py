@@ -124,11 +124,31 @@ async def test_a_full_redis_that_still_answers_is_not_taken_for_well(redis_url: 
         redis_server.configure("maxmemory", "1")
         try:
             assert await store.get(b"k") is None
-            with pytest.raises(StoreUnavailable):
+            with pytest.raises(StoreUnavailable, match="its memory is full"):
                 await store.ping()
+            for _ in range(5):
+                with pytest.raises(StoreUnavailable, match="its memory is full"):
+                    await store.take(b"m", limit=5, window_s=60)
+            assert store.numbers().state == "read-only"
         finally:
             redis_server.configure("maxmemory", "0")
+        await until(is_up(store))
         await store.ping()
+
+
+async def test_other_refusals_of_writes_are_told_apart_from_mistakes(redis_url: str, redis_server: RedisServer) -> None:
+    async with opened(redis_url) as store:
+        redis_server.configure("min-replicas-to-write", "1")
+        try:
+            with pytest.raises(StoreUnavailable, match="its replicas are away"):
+                await store.ping()
+            assert store.numbers().state == "read-only"
+        finally:
+            redis_server.configure("min-replicas-to-write", "0")
+        await until(is_up(store))
+        with pytest.raises(StoreUnavailable, match="answered with an error"):
+            await store._link.call("HGET", "a")  # pyright: ignore[reportPrivateUsage]
+        assert store.numbers().state == "up"
 
 
 async def test_away_at_the_start_is_one_line_and_no_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -207,10 +207,12 @@ async function refresh() {
     fillSlow(slow.slowest);
     columns = history.columns;
     fillCharts();
-    const amiss = Object.entries(health.checks).filter(([, check]) => check.status !== "healthy").map(([name]) => name);
+    const amiss = Object.entries(health.checks).filter(([, check]) => check.status !== "healthy");
     byId("health").hidden = false;
     byId("health").className = `pill ${health.status}`;
-    const words = amiss.length ? `${health.status}: ${amiss.join(", ")}` : health.status;
+    byId("health").title = amiss.map(([name, check]) => `${name}: ${check.reason}`).join("\n");
+    const names = amiss.map(([name]) => name).join(", ");
+    const words = amiss.length ? `${health.status}: ${names}` : health.status;
     if (byId("health").textContent !== words) byId("health").textContent = words;
     if (failing) notice("");
     failing = false;

@@ -26,14 +26,19 @@ FULL_DISK_PERCENT = 95
 Health = Literal["healthy", "degraded", "unhealthy"]
 Reading = asyncio.Task[Picture | None]
 """Everybody's numbers, or `None` where they could not be read in time."""
-Check = Callable[[Runtime, Reading], Awaitable[Health]]
+Finding = tuple[Health, str | None]
+"""What a check found, and what is amiss, in words that tell a stranger nothing of use."""
+Check = Callable[[Runtime, Reading], Awaitable[Finding]]
+
+_WELL: Finding = ("healthy", None)
 
 
 class CheckReply(BaseModel):
-    """One check, and how long it took."""
+    """One check, how long it took, and what is amiss."""
 
     status: Health
     latency_ms: float
+    reason: str | None = None
 
 
 class HealthNumbers(BaseModel):
@@ -54,7 +59,7 @@ class HealthReply(BaseModel):
                     "status": "healthy",
                     "version": __version__,
                     "uptime_seconds": 86400.0,
-                    "checks": {"database": {"status": "healthy", "latency_ms": 1.4}},
+                    "checks": {"database": {"status": "healthy", "latency_ms": 1.4, "reason": None}},
                     "performance": {
                         "response_time_ms": {"p50": 380.2, "p95": 812.0, "p99": 1204.5},
                         "error_rate": 0.0,
@@ -109,55 +114,60 @@ async def _numbers(runtime: Runtime) -> Picture | None:
 
 async def _timed(check: Check, runtime: Runtime, reading: Reading) -> CheckReply:
     started = perf_counter()
-    status = await check(runtime, reading)
-    return CheckReply(status=status, latency_ms=round((perf_counter() - started) * 1000, 3))
+    status, reason = await check(runtime, reading)
+    return CheckReply(status=status, reason=reason, latency_ms=round((perf_counter() - started) * 1000, 3))
 
 
-async def _database_health(runtime: Runtime, _: Reading) -> Health:
+async def _database_health(runtime: Runtime, _: Reading) -> Finding:
     try:
         await runtime.database.ping(timeout_s=CHECK_TIMEOUT_S)
     except DatabaseUnavailable:
-        return "unhealthy"
-    return "healthy"
+        return "unhealthy", "the database does not answer"
+    return _WELL
 
 
-async def _agents_health(runtime: Runtime, _: Reading) -> Health:
+async def _agents_health(runtime: Runtime, _: Reading) -> Finding:
     if not runtime.agent_room.done():
-        return "degraded"
+        return "degraded", "the agents are being loaded"
     failed = runtime.agent_room.cancelled() or runtime.agent_room.exception() is not None
-    return "unhealthy" if failed else "healthy"
+    return ("unhealthy", "no prompt can be answered; the log says why") if failed else _WELL
 
 
-async def _loop_health(_: Runtime, reading: Reading) -> Health:
+async def _loop_health(_: Runtime, reading: Reading) -> Finding:
     picture = await reading
     if picture is None:
-        return "degraded"
+        return "degraded", "the numbers could not be read in time"
     late_s = picture.windows["5m"][0].distribution("loop_lag_seconds").percentile(0.99)
-    return "degraded" if late_s > SLOW_LOOP_S else "healthy"
+    return ("degraded", f"event loops are {late_s:.2g} s late") if late_s > SLOW_LOOP_S else _WELL
 
 
-async def _store_health(runtime: Runtime, _: Reading) -> Health:
+async def _store_health(runtime: Runtime, _: Reading) -> Finding:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
             await runtime.store.ping()
-    except (StoreUnavailable, TimeoutError):
+    except StoreUnavailable as error:
         # Each room knows what to do without: a miss, a local count.
-        return "degraded"
-    return "healthy"
+        return "degraded", str(error)
+    except TimeoutError:
+        return "degraded", "the shared store does not answer"
+    return _WELL
 
 
-async def _numbers_health(_: Runtime, reading: Reading) -> Health:
+async def _numbers_health(_: Runtime, reading: Reading) -> Finding:
     picture = await reading
-    return "degraded" if picture is None or picture.reach == "store away" else "healthy"
+    if picture is None:
+        return "degraded", "the numbers could not be read in time"
+    return ("degraded", "the numbers are those of this machine alone") if picture.reach == "store away" else _WELL
 
 
-async def _disk_health(runtime: Runtime, _: Reading) -> Health:
+async def _disk_health(runtime: Runtime, _: Reading) -> Finding:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
             disk = await asyncio.to_thread(shutil.disk_usage, runtime.settings.data_dir)
     except (TimeoutError, OSError):
-        return "degraded"
-    return "degraded" if disk.used >= disk.total * FULL_DISK_PERCENT / 100 else "healthy"
+        return "degraded", "the disk does not answer"
+    is_full = disk.used >= disk.total * FULL_DISK_PERCENT / 100
+    return ("degraded", f"more than {FULL_DISK_PERCENT} % of the disk is in use") if is_full else _WELL
 
 
 _CHECKS: dict[str, Check] = {
