@@ -59,6 +59,7 @@ nginx: ## Install Debian's nginx, which the tests of several replicas want (as r
 docs: .venv/dev.stamp .venv-docs/stamp ## Renew the reference pages and build the documentation into site/
 	$(BIN)/python -m docs.generate .venv-docs/pages
 	.venv-docs/bin/mkdocs build --strict --quiet
+	$(BIN)/python -m docs.loads site
 
 .venv-docs/stamp: | python
 	@$(PYTHON) -m venv .venv-docs

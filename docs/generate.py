@@ -142,7 +142,7 @@ def _kind(schema: dict[str, Any]) -> str:
 def put_together(target: Path) -> None:
     """Copy to `target`, made anew, the pages and the files beside docs/ that they link to, with their paths kept."""
     shutil.rmtree(target, ignore_errors=True)
-    unwanted = shutil.ignore_patterns("__pycache__", ".*", "generate.py")
+    unwanted = shutil.ignore_patterns("__pycache__", ".*", "data", "generate.py", "loads.py")
     for name in SITE:
         source = HERE.parent.parent / name
         if source.is_dir():

@@ -6,6 +6,7 @@ cannot has `<!-- not run: reason -->` above it. `text` is what is only looked at
 
 import json
 import re
+import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from app.cli import cli
 from app.config import Settings
 from app.core.agent_files import read_agent_files
 from app.errors import MnemosineError
-from docs.generate import openapi, walk
+from docs.generate import openapi, put_together, walk
+from docs.loads import foreign_loads
 from tests.pages import RUN, blocks, is_runnable, run_blocks
 from tests.process import ROOT, ServerProcess, serving
 
@@ -123,6 +125,36 @@ def test_every_page_is_in_the_index_and_in_the_menu_of_the_site() -> None:
     pages = [name_of(path) for path in (ROOT / "docs").rglob("*.md") if path.name != "index.md"]
     assert len(pages) > 20
     assert [page for page in pages if f"({page.removeprefix('docs/')}" not in index or f"{page}\n" not in menu] == []
+
+
+def test_the_site_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    mkdocs = ROOT / ".venv-docs" / "bin" / "mkdocs"
+    if not mkdocs.exists():
+        pytest.skip("`make docs` installs what builds the site")
+    pages, site = tmp_path / "pages", tmp_path / "site"
+    put_together(pages)
+    settings = (ROOT / "mkdocs.yml").read_text().replace("docs_dir: .venv-docs/pages", f"docs_dir: {pages}")
+    (tmp_path / "mkdocs.yml").write_text(settings)
+    command = [str(mkdocs), "build", "--strict", "--quiet", "--site-dir", str(site)]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert len(list(site.rglob("*.html"))) > 20
+    assert foreign_loads(site) == []
+
+
+def test_what_a_page_loads_from_elsewhere_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<link rel="stylesheet" href="https://cdn.example/a.css"><link rel="canonical" href="https://own.example/">'
+        '<script src="//cdn.example/b.js"></script><script src="own.js"></script><a href="https://other.example">b</a>'
+        '<style>@import "https://cdn.example/c.css";</style><img src="HTTP://cdn.example/d.png" alt="">'
+    )
+    (tmp_path / "own.css").write_text("p { background: url(https://cdn.example/e.png) } b { src: url(f.woff) }")
+    assert foreign_loads(tmp_path) == [
+        "a.html: //cdn.example/b.js",
+        "a.html: HTTP://cdn.example/d.png",
+        "a.html: https://cdn.example/a.css",
+        "a.html: https://cdn.example/c.css",
+        "own.css: https://cdn.example/e.png",
+    ]
 
 
 def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
