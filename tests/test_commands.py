@@ -95,6 +95,9 @@ def test_serve_in_the_starter_answers_offline_and_says_so(served: ServerProcess)
     assert "model      offline (built in, no network; set OPENAI_API_KEY" in served.output()
     names = [agent["name"] for agent in served.get("/api/v1/agents").json()]
     assert names == ["default", "desk", "helper", "ticket"]
+    assert "wants dependencies" not in served.output(), "nothing of the starter is to be mended"
+    [desk] = [agent for agent in served.get("/api/v1/agents").json() if agent["name"] == "desk"]
+    assert desk["cache"]["ttl"] == 60, "what its tool looked up is kept"
     assert "no language model was asked" in served.prompt("Hello!").json()["response"]
 
 

@@ -91,8 +91,10 @@ def test_dependencies_that_nobody_makes_are_said(
     (tmp_path / "wants_deps.py").write_text(
         "from pydantic_ai import Agent\n\n"
         "without = Agent(deps_type=dict)\nmade = Agent(deps_type=dict)\nmade_deps = dict\n"
+        "plain = Agent()\n"
     )
     load_agent("wants_deps:made", default_model="offline")
+    load_agent("wants_deps:plain", default_model="offline")
     assert caplog.messages == []
     load_agent("wants_deps:without", default_model="offline")
     assert "no without_deps beside it" in caplog.text

@@ -43,7 +43,8 @@ def load_agent(reference: str, *, default_model: str) -> AgentDefinition:
     deps = getattr(owner, f"{last}_deps", None)
     if deps is not None and not callable(deps):
         raise BadConfiguration(f"AGENTS: {module_name}:{attribute}_deps must be a function that makes dependencies")
-    if deps is None and agent.deps_type not in (None, NoneType):
+    # `object` is what Pydantic AI says of an agent that named no type.
+    if deps is None and agent.deps_type not in (None, NoneType, object):
         _log.warning(
             "AGENTS: %s wants dependencies (%s), and there is no %s_deps beside it to make them; its runs get None",
             *(reference, getattr(agent.deps_type, "__name__", agent.deps_type), last),

@@ -20,4 +20,6 @@ desk = Agent(
     description="Looks orders up.",
     # It looks at the world and changes nothing. `pure`, `read` or `write`; who says nothing counts as `write`.
     tools=[Tool(order_status, metadata={"effect": "read"})],
+    # What it read is good for a minute. Without this line, answers for which it looked something up are not kept.
+    metadata={"mnemosine": {"cache": {"ttl": 60}}},
 )
