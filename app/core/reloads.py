@@ -65,6 +65,7 @@ def reload_and_wait(data_dir: Path, *, wait_s: float = 30.0) -> list[Outcome]:
     Raises `BadConfiguration` where nobody serves from there, and `Unavailable` where a worker says nothing for
     `wait_s` seconds.
     """
+    data_dir = data_dir.absolute()
     asked = living(data_dir / "numbers")
     if not asked:
         raise BadConfiguration(
