@@ -1,10 +1,11 @@
-"""Fixtures that every test may ask for: the event loop, and real databases and Redis."""
+"""Fixtures that every test may ask for: the event loop, real databases and Redis, and a provider of models."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.fake_provider import FakeProvider
 from tests.servers import PostgresServer, RedisServer, ServerMissing
 
 
@@ -64,3 +65,12 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite+aiosqlite:///{tmp_path / 'mnemosine.db'}"
     return request.getfixturevalue("postgres_url")
+
+
+@pytest.fixture
+async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeProvider]:
+    """A provider of one's own, to which every model of `openai-chat` leads in this test."""
+    async with FakeProvider() as provider:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
+        monkeypatch.setenv("OPENAI_BASE_URL", provider.base_url)
+        yield provider

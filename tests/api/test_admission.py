@@ -17,14 +17,6 @@ BOUND = 2
 
 
 @pytest.fixture
-async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeProvider]:
-    async with FakeProvider() as provider:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
-        monkeypatch.setenv("OPENAI_BASE_URL", provider.base_url)
-        yield provider
-
-
-@pytest.fixture
 async def narrow(fake: FakeProvider, tmp_path: Path) -> AsyncIterator[Application]:
     async with open_application(
         tmp_path / "data",

@@ -19,14 +19,6 @@ TOKENS_A_RUN = 46  # what the fake provider counts: 12 in, 34 out
 
 
 @pytest.fixture
-async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeProvider]:
-    async with FakeProvider() as provider:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
-        monkeypatch.setenv("OPENAI_BASE_URL", provider.base_url)
-        yield provider
-
-
-@pytest.fixture
 async def served(fake: FakeProvider, tmp_path: Path, database_url: str) -> AsyncIterator[Application]:
     async with open_application(
         tmp_path / "data",

@@ -13,11 +13,9 @@ from tests.application import Application, open_application
 
 
 @pytest.fixture
-async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeProvider]:
-    async with FakeProvider(latency_s=0.3) as provider:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
-        monkeypatch.setenv("OPENAI_BASE_URL", provider.base_url)
-        yield provider
+def fake(fake: FakeProvider) -> FakeProvider:
+    fake.latency_s = 0.3
+    return fake
 
 
 @pytest.fixture

@@ -20,14 +20,6 @@ from tests.application import USER_PASSWORD, Application, open_application
 PROMPT = "/api/v1/agent/prompt"
 
 
-@pytest.fixture
-async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeProvider]:
-    async with FakeProvider() as provider:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
-        monkeypatch.setenv("OPENAI_BASE_URL", provider.base_url)
-        yield provider
-
-
 @asynccontextmanager
 async def worker(tmp_path: Path, database_url: str) -> AsyncGenerator[Application]:
     model = "openai-chat:gpt-4o-mini"

@@ -1,7 +1,7 @@
 """`Idempotency-Key` on every route that has it, plain and streamed, as clients send it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,9 @@ def body_for(path: str, *, stream: bool, nonce: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeProvider]:
-    async with FakeProvider(chunks=3) as provider:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
-        monkeypatch.setenv("OPENAI_BASE_URL", provider.base_url)
-        yield provider
+def fake(fake: FakeProvider) -> FakeProvider:
+    fake.chunks = 3
+    return fake
 
 
 @asynccontextmanager

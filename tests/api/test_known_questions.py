@@ -16,14 +16,6 @@ LONG_WAY = {"Origin": "https://elsewhere.example"}
 
 
 @pytest.fixture
-async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeProvider]:
-    async with FakeProvider() as provider:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
-        monkeypatch.setenv("OPENAI_BASE_URL", provider.base_url)
-        yield provider
-
-
-@pytest.fixture
 async def application(fake: FakeProvider, tmp_path: Path) -> AsyncIterator[Application]:
     async with open_application(tmp_path / "data", default_model="openai-chat:gpt-4o-mini") as opened:
         yield opened

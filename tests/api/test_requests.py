@@ -6,7 +6,6 @@ from typing import Any
 import httpx2
 import pytest
 
-from benchmarks.fake_provider import FakeProvider
 from tests.application import Application, open_application
 
 REQUESTS = "/api/v1/performance/requests"
@@ -83,14 +82,12 @@ async def test_another_worker_can_tell_it_too(application: Application) -> None:
     assert (await story(application.client, "mine"))["cache"]["state"] == "MISS"
 
 
-async def test_failed_attempts_and_the_error_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
-    async with FakeProvider() as fake:
-        monkeypatch.setenv("OPENAI_BASE_URL", fake.base_url)
-        async with open_application(tmp_path / "data", default_model="openai-chat:gpt-4o-mini") as application:
-            assert (await ask(application.client, "bad", "fault:503")).status_code == 502
-            told = await story(application.client, "bad")
-            picture = (await application.client.get("/api/v1/performance/metrics")).json()
+@pytest.mark.usefixtures("fake")
+async def test_failed_attempts_and_the_error_are_told(tmp_path: Path) -> None:
+    async with open_application(tmp_path / "data", default_model="openai-chat:gpt-4o-mini") as application:
+        assert (await ask(application.client, "bad", "fault:503")).status_code == 502
+        told = await story(application.client, "bad")
+        picture = (await application.client.get("/api/v1/performance/metrics")).json()
     assert [attempt["outcome"] == "ok" for attempt in told["attempts"]] == [False, False]
     assert told["error"] == "provider-failed"
     assert told["attempts"][0]["model"] == "openai-chat:gpt-4o-mini"

@@ -17,11 +17,9 @@ ANNA = Caller("1", "anna", "user")
 
 
 @pytest.fixture
-async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeProvider]:
-    async with FakeProvider(chunks=20) as provider:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
-        monkeypatch.setenv("OPENAI_BASE_URL", provider.base_url)
-        yield provider
+def fake(fake: FakeProvider) -> FakeProvider:
+    fake.chunks = 20
+    return fake
 
 
 @pytest.fixture

@@ -25,11 +25,10 @@ SETTLE_S = 20.0
 
 
 @pytest.fixture
-async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeProvider]:
-    async with FakeProvider(chunks=3, chunk_gap_s=0.0001) as provider:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
-        monkeypatch.setenv("OPENAI_BASE_URL", provider.base_url)
-        yield provider
+def fake(fake: FakeProvider) -> FakeProvider:
+    fake.chunks = 3
+    fake.chunk_gap_s = 0.0001
+    return fake
 
 
 @pytest.fixture
