@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ import psutil
 import uvloop
 
 from app.load import Load, Report, run_load
-from benchmarks.uncached_prompt import PASSWORD, ROOT, reached, started
+from benchmarks.uncached_prompt import PASSWORD, ROOT, fake_provider, reached, started
 from tests.process import free_port
 
 CONNECTIONS = (1, 50, 200)
@@ -164,16 +163,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--each", type=int, default=4)
     options = parser.parse_args()
-    command = [sys.executable, "-m", "benchmarks.fake_provider", "--chunks", "20"]
-    fake = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    try:
-        assert fake.stdout is not None
-        base_url = json.loads(fake.stdout.readline())["base_url"]
-        found = uvloop.run(measure(base_url, fake.pid, rounds=options.rounds, each=options.each))
+    with fake_provider("--chunks", "20") as (base_url, pid):
+        found = uvloop.run(measure(base_url, pid, rounds=options.rounds, each=options.each))
         print(json.dumps(found, indent=2))
-    finally:
-        fake.terminate()
-        fake.wait()
 
 
 if __name__ == "__main__":

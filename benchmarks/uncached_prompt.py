@@ -49,6 +49,19 @@ class Server:
 
 
 @contextmanager
+def fake_provider(*options: str) -> Generator[tuple[str, int]]:
+    """The base URL and the pid of a fake provider with these options, for as long as the block lasts."""
+    command = [sys.executable, "-m", "benchmarks.fake_provider", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["base_url"], process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
 def started(command: list[str], environment: dict[str, str]) -> Generator[int]:
     """The process id of `command`, ended with the block."""
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
@@ -151,15 +164,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--prompts", type=int, default=300)
     options = parser.parse_args()
-    fake = subprocess.Popen([sys.executable, "-m", "benchmarks.fake_provider"], stdout=subprocess.PIPE, text=True)
-    try:
-        assert fake.stdout is not None
-        base_url = json.loads(fake.stdout.readline())["base_url"]
+    with fake_provider() as (base_url, _):
         found = asyncio.run(measure(base_url, rounds=options.rounds, prompts=options.prompts))
         print(json.dumps(found, indent=2))
-    finally:
-        fake.terminate()
-        fake.wait()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,7 @@ import psutil
 import pytest
 
 from tests.application import open_application
-
-
-def lasting_threads() -> list[threading.Thread]:
-    """Threads of ours: those of the event loop's own executor are bounded, and are the loop's to keep."""
-    return [thread for thread in threading.enumerate() if not thread.name.startswith("asyncio_")]
+from tests.leaks import assert_nothing_more, lasting_threads
 
 
 # One lost at each opening shows after a few of them already.
@@ -39,12 +35,7 @@ async def test_openings_leak_no_file_task_thread_or_connection(tmp_path: Path, l
     before = held()
     for _ in range(lives):
         await one_life()
-    # A connection's thread ends a moment after the connection: a bounded wait, then the verdict.
-    for _ in range(200):
-        if held() == before:
-            break
-        await asyncio.sleep(0.02)
-    assert held() == before, [thread.name for thread in threading.enumerate()]
+    await assert_nothing_more(held, before)
 
 
 def test_a_lasting_thread_is_counted() -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import text
 
 from app.db.async_session import Database, PoolStatus, async_url, open_database
 from app.errors import BadConfiguration, DatabaseUnavailable
+from tests.leaks import assert_nothing_more, lasting_threads
 from tests.servers import PostgresServer, free_port
 
 
@@ -234,20 +235,13 @@ async def test_openings_leave_no_thread_and_no_task(database_url: str, openings:
             await database.ping(timeout_s=5)
 
     def lasting() -> tuple[int, int]:
-        # The event loop's own executor is bounded, and the loop's to keep.
-        ours = [thread for thread in threading.enumerate() if not thread.name.startswith("asyncio_")]
-        return len(ours), len(asyncio.all_tasks())
+        return len(lasting_threads()), len(asyncio.all_tasks())
 
     await once()
     before = lasting()
     for _ in range(openings):
         await once()
-    # A connection's thread ends a moment after the connection: a bounded wait, then the verdict.
-    for _ in range(200):
-        if lasting() == before:
-            break
-        await asyncio.sleep(0.02)
-    assert lasting() == before, [thread.name for thread in threading.enumerate()]
+    await assert_nothing_more(lasting, before)
 
 
 async def test_wrong_sql_is_our_mistake_and_no_outage(database: Database) -> None:
