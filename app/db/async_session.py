@@ -1,56 +1,23 @@
-"""The one way into the database: connections, transactions, deadlines, and what an outage looks like."""
+"""The one way into the database: a pool of connections, and short transactions on it."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal, cast
-from weakref import WeakSet
+from typing import Any
 
 from anyio import CancelScope
-from sqlalchemy import URL, Connection, ExceptionContext, event, exc, make_url, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy import ExceptionContext, event, make_url, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from app import tracing
-from app.errors import BadConfiguration, DatabaseUnavailable
+from app.db.engine import IMMEDIATE, Backend, backend_of, create_engine
+from app.db.outages import outage_of
+from app.db.postgres_connections import Connector, settle
+from app.errors import DatabaseUnavailable
 
-Backend = Literal["sqlite", "postgresql"]
-
-_DRIVERS = {
-    "sqlite": "sqlite+aiosqlite",
-    "sqlite+aiosqlite": "sqlite+aiosqlite",
-    "postgres": "postgresql+asyncpg",
-    "postgresql": "postgresql+asyncpg",
-    "postgresql+asyncpg": "postgresql+asyncpg",
-}
-_EXAMPLES = "sqlite+aiosqlite:///data/mnemosine.db or postgresql+asyncpg://user:password@host:5432/mnemosine"
-
-# Primary result codes of SQLite that say "not now" or "not on this disk"; the others (bad SQL, no such table) are
-# our own mistakes and stay what they are. https://sqlite.org/rescode.html
-_SQLITE_OUTAGES = {
-    3,  # PERM
-    5,  # BUSY
-    6,  # LOCKED
-    7,  # NOMEM
-    8,  # READONLY
-    9,  # INTERRUPT
-    10,  # IOERR
-    11,  # CORRUPT
-    13,  # FULL
-    14,  # CANTOPEN
-    15,  # PROTOCOL
-    26,  # NOTADB
-}
-# Classes of SQLSTATE: connection, no such database, bad login, transaction rolled back or cut, out of resources,
-# lock not available, operator intervention (shutdown, statement timeout), system error, idle-in-transaction.
-_POSTGRES_OUTAGES = ("08", "28", "3D", "40", "53", "55", "57", "58", "25P", "25006")
-
-_BEGIN = "mnemosine_begin"
-IMMEDIATE = {_BEGIN: "BEGIN IMMEDIATE"}
-"""Execution options of a transaction that will write. SQLite then waits for its turn at the beginning, where it can;
-a reader that turns writer is told "database is locked" at once (350 of 400 transactions, measured)."""
 _GOODBYE_S = 2.0
 
 
@@ -61,125 +28,6 @@ class PoolStatus:
     pool_size: int
     checked_out: int
     overflow: int
-
-
-def async_url(url: str) -> str:
-    """Name the asynchronous driver in a database URL that leaves it out, and `sslmode` in asyncpg's words.
-
-    Raises `BadConfiguration` for anything but SQLite and PostgreSQL. The message never shows the URL: it may hold
-    a password.
-    """
-    return _parse(url).render_as_string(hide_password=False)
-
-
-def _parse(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-    except (exc.ArgumentError, ValueError):
-        raise BadConfiguration(f"DATABASE_URL is not a URL; valid examples: {_EXAMPLES}") from None
-    driver = _DRIVERS.get(parsed.drivername)
-    if driver is None:
-        raise BadConfiguration(
-            f"DATABASE_URL starts with {parsed.drivername}://, which is not supported; valid examples: {_EXAMPLES}"
-        )
-    parsed = parsed.set(drivername=driver)
-    if driver == "postgresql+asyncpg" and "sslmode" in parsed.query:
-        mode = parsed.query["sslmode"]
-        parsed = parsed.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
-    return parsed
-
-
-def backend_of(url: str) -> Backend:
-    """Tell which of the two databases a URL means. Raises `BadConfiguration` for any other."""
-    return "sqlite" if _parse(url).get_backend_name() == "sqlite" else "postgresql"
-
-
-def unavailable(problem: BaseException) -> DatabaseUnavailable | None:
-    """Say whether a failure of the database or its driver is an outage, and put it in words for the caller.
-
-    `None`: a mistake of ours, such as wrong SQL or a broken constraint.
-    """
-    match problem:
-        case exc.TimeoutError():
-            return DatabaseUnavailable("all database connections are in use; try again in a moment")
-        case exc.IntegrityError():
-            return None
-        case exc.DBAPIError() if problem.connection_invalidated:
-            pass
-        case exc.DBAPIError():
-            code = getattr(problem.orig, "sqlite_errorcode", None)
-            state = getattr(problem.orig, "sqlstate", None)
-            if code is not None and code & 0xFF not in _SQLITE_OUTAGES:
-                return None
-            if state is not None and not state.startswith(_POSTGRES_OUTAGES):
-                return None
-            if code is None and state is None and not _driver_gave_up(problem):
-                return None
-            if code is not None and code & 0xFF == 13:
-                return DatabaseUnavailable("the database has no space left; nothing was written", retry_after_s=5.0)
-        case TimeoutError() | OSError():
-            pass
-        case _:
-            return None
-    return DatabaseUnavailable("the database does not answer; try again in a moment")
-
-
-def _driver_gave_up(problem: exc.DBAPIError) -> bool:
-    if isinstance(problem, exc.OperationalError):
-        return True
-    # asyncpg says InterfaceError of a closed connection and of an argument that it cannot encode; sqlite3 only of
-    # the latter, and without a cause, since SQLAlchemy hands its errors through.
-    cause = problem.orig.__cause__ if problem.orig is not None else None
-    return isinstance(problem, exc.InterfaceError) and not isinstance(cause, ValueError | TypeError | None)
-
-
-def create_engine(url: str, **options: Any) -> AsyncEngine:
-    """Make an engine whose transactions begin when we say so, on both backends. Nothing is connected yet.
-
-    Raises `BadConfiguration` when the driver is missing.
-    """
-    try:
-        # Parameters hold password hashes and names, and errors end up in logs.
-        engine = create_async_engine(_parse(url), hide_parameters=True, **options)
-    except ModuleNotFoundError as missing:
-        raise BadConfiguration(
-            "DATABASE_URL asks for PostgreSQL, whose driver is not installed; run: pip install 'mnemosine[postgres]'"
-        ) from missing
-    if engine.dialect.name == "sqlite":
-        event.listen(engine.sync_engine, "connect", _leave_transactions_to_us)
-        event.listen(engine.sync_engine, "begin", _begin)
-    return engine
-
-
-def _leave_transactions_to_us(connection: Any, _: ConnectionPoolEntry) -> None:
-    # sqlite3 would begin by itself, deferred, and only before some statements. `autocommit=False` cannot begin
-    # immediately either, and Python 3.11 does not have it.
-    connection.isolation_level = None
-
-
-def _keep_when_cancelled(context: ExceptionContext) -> None:
-    # SQLAlchemy drops the connection of a cancelled statement. We bring it in order instead (`Database._release`): a
-    # client that leaves would otherwise cost a new connection, and the statement would run on in the server.
-    if isinstance(context.original_exception, asyncio.CancelledError):
-        context.is_disconnect = False
-
-
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, "BEGIN"))
-
-
-def _set_pragmas(connection: Any, _: ConnectionPoolEntry) -> None:
-    cursor = connection.cursor()
-    # FULL rather than NORMAL: what a client was told is stored survives a power cut. It costs one fsync a commit,
-    # and commits are few because run rows are written in groups.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "journal_size_limit=67108864"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _abort(connection: Any, _: ConnectionPoolEntry, __: BaseException | None) -> None:
-    # A polite goodbye to a server that does not answer would cost two more seconds.
-    connection.driver_connection.terminate()
 
 
 class Database:
@@ -282,7 +130,7 @@ class Database:
                     raise
                 await _to_the_end(self._finish(session, connection, commits=commits))
         except Exception as problem:
-            if (outage := unavailable(problem)) is not None:
+            if (outage := outage_of(problem)) is not None:
                 raise outage from problem
             raise
 
@@ -319,8 +167,8 @@ class Database:
         try:
             if self.backend == "postgresql" and problem is not None:
                 if not isinstance(problem, Exception):
-                    await _settle(connection)
-                elif unavailable(problem) is not None:
+                    await settle(connection, timeout_s=_GOODBYE_S)
+                elif outage_of(problem) is not None:
                     await connection.invalidate()
             # An aiosqlite connection works off its queue in order, so a rollback after a cancelled statement is safe.
             await connection.close()
@@ -334,24 +182,6 @@ class Database:
             self._probe.cancel()
             await asyncio.wait((self._probe,))
         await self._engine.dispose()
-
-
-async def _settle(connection: AsyncConnection) -> None:
-    """Bring a PostgreSQL connection that was cancelled in the middle of an exchange back to its beginning.
-
-    asyncpg has asked the server to end the statement, and waits for that before the rollback; then comes the reset
-    that its own pool does before it hands a connection on. It is also the fence: a cancellation that reaches the
-    server late hits it, not the next caller.
-    """
-    async with asyncio.timeout(_GOODBYE_S):
-        driver: Any = (await connection.get_raw_connection()).driver_connection
-        await connection.rollback()
-        # A BEGIN whose answer nobody saw: SQLAlchemy does not know of it, and asyncpg takes the next one for nested.
-        # The attribute is private; without it the reset repairs the connection as well, but complains to the loop.
-        if driver.is_in_transaction() or getattr(driver, "_top_xact", None) is not None:
-            await connection.invalidate()
-        else:
-            await driver.reset()
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
@@ -372,45 +202,6 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
     task.result()
 
 
-class _Connector:
-    """Opens PostgreSQL connections in a way that no caller can cancel half-way, and knows which are open.
-
-    asyncpg 0.32 reports an unhandled "unexpected connection_lost() call" to the loop when it is cancelled while it
-    asks for TLS. Its own timeout still bounds each attempt; what arrives after its caller has left is closed.
-    """
-
-    def __init__(self) -> None:
-        self._attempts: set[asyncio.Task[Any]] = set()
-        self._open: WeakSet[Any] = WeakSet()
-
-    async def connect(self, *args: Any, **options: Any) -> Any:
-        import asyncpg  # pyright: ignore[reportMissingTypeStubs]  # an extra: absent where PostgreSQL is not used
-
-        opening = cast("Coroutine[Any, Any, Any]", asyncpg.connect(*args, **options))  # pyright: ignore[reportUnknownMemberType]
-        attempt = asyncio.create_task(opening)
-        self._attempts.add(attempt)
-        attempt.add_done_callback(self._attempts.discard)
-        try:
-            connection = await asyncio.shield(attempt)
-        except asyncio.CancelledError:
-            attempt.add_done_callback(_close_unused)
-            raise
-        self._open.add(connection)
-        return connection
-
-    async def aclose(self) -> None:
-        """Cut what is still open, or still being opened, when the pool is gone or did not close in time."""
-        if self._attempts:
-            await asyncio.wait(self._attempts)
-        for connection in self._open:
-            connection.terminate()
-
-
-def _close_unused(attempt: asyncio.Task[Any]) -> None:
-    if not attempt.cancelled() and attempt.exception() is None:
-        attempt.result().terminate()
-
-
 @asynccontextmanager
 async def open_database(
     url: str,
@@ -428,22 +219,21 @@ async def open_database(
     gets the seconds that a block waited for its connection, also where it got none.
     Raises `BadConfiguration` for a URL that cannot work; an absent database shows at its first use.
     """
-    parsed = _parse(url)
     backend = backend_of(url)
-    in_memory = backend == "sqlite" and parsed.database in (None, "", ":memory:")
+    in_memory = backend == "sqlite" and make_url(url).database in (None, "", ":memory:")
     pool: dict[str, Any] = {
         "pool_size": pool_size,
         "max_overflow": max_overflow,
         "pool_timeout": pool_timeout_s,
         "pool_use_lifo": True,
     }
-    connector: _Connector | None = None
+    connector: Connector | None = None
     if backend == "sqlite":
         # `:memory:` is one shared connection and takes no pool arguments.
         engine = create_engine(url, connect_args={"timeout": statement_timeout_s}, **({} if in_memory else pool))
         event.listen(engine.sync_engine, "connect", _set_pragmas)
     else:
-        connector = _Connector()
+        connector = Connector()
         milliseconds = str(round(statement_timeout_s * 1000))
         engine = create_engine(
             url,
@@ -477,7 +267,28 @@ async def open_database(
         await _to_the_end(_close(database, connector))
 
 
-async def _close(database: Database, connector: _Connector | None) -> None:
+def _keep_when_cancelled(context: ExceptionContext) -> None:
+    # SQLAlchemy drops the connection of a cancelled statement. We bring it in order instead (`Database._release`): a
+    # client that leaves would otherwise cost a new connection, and the statement would run on in the server.
+    if isinstance(context.original_exception, asyncio.CancelledError):
+        context.is_disconnect = False
+
+
+def _set_pragmas(connection: Any, _: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    # FULL rather than NORMAL: what a client was told is stored survives a power cut. It costs one fsync a commit,
+    # and commits are few because run rows are written in groups.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "journal_size_limit=67108864"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _abort(connection: Any, _: ConnectionPoolEntry, __: BaseException | None) -> None:
+    # A polite goodbye to a server that does not answer would cost two more seconds.
+    connection.driver_connection.terminate()
+
+
+async def _close(database: Database, connector: Connector | None) -> None:
     if connector is None:
         await database.aclose()
         return

@@ -16,7 +16,8 @@ from sqlalchemy import Connection, inspect, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
 
-from app.db.async_session import IMMEDIATE, async_url, backend_of, create_engine, unavailable
+from app.db.engine import IMMEDIATE, async_url, backend_of, create_engine
+from app.db.outages import outage_of
 from app.errors import BadConfiguration, DatabaseUnavailable
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -144,7 +145,7 @@ async def _connect(
         async with engine.connect() as connection:
             yield connection
     except Exception as problem:
-        if (outage := unavailable(problem)) is not None:
+        if (outage := outage_of(problem)) is not None:
             raise _named(outage, url, problem) from problem
         raise
     finally:

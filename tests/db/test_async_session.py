@@ -12,7 +12,8 @@ import anyio
 import pytest
 from sqlalchemy import text
 
-from app.db.async_session import Database, PoolStatus, async_url, open_database
+from app.db.async_session import Database, PoolStatus, open_database
+from app.db.engine import async_url
 from app.errors import BadConfiguration, DatabaseUnavailable
 from tests.leaks import assert_nothing_more, lasting_threads
 from tests.servers import PostgresServer, free_port

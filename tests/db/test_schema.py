@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.pool import NullPool
 
 from app.db import schema
-from app.db.async_session import create_engine
+from app.db.engine import create_engine
 from app.db.models import Base
 from app.errors import BadConfiguration, DatabaseUnavailable
 from tests.servers import free_port

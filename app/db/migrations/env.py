@@ -6,7 +6,7 @@ from alembic import context
 from sqlalchemy import Connection
 from sqlalchemy.pool import NullPool
 
-from app.db.async_session import create_engine
+from app.db.engine import create_engine
 from app.db.models import Base
 
 
