@@ -3,11 +3,11 @@
 # pyright: reportPrivateUsage=false
 # Whether an agent can do more than one request stands in private fields of Pydantic AI; in doubt it is the graph.
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic_ai import Agent, ModelMessage, ModelRequest, ModelResponse, ModelSettings, RunContext, TextPart, Tool
 from pydantic_ai._utils import fill_run_metadata
@@ -21,11 +21,11 @@ from pydantic_ai.settings import merge_model_settings
 from pydantic_ai.usage import RunUsage
 
 from app.core.identity import new_uuid7
-from app.core.openai_chat import LeanChatModel
+from app.core.openai_chat import LeanChatModel, StreamForm
 from app.core.plain_chat import MARK, Form, is_plain
 from app.core.prices import fill_cost
 from app.core.provider_guard import GuardedModel
-from app.core.text_stream import StreamsTexts
+from app.core.text_stream import StreamsTexts, TextStream
 
 AnyAgent = Agent[Any, Any]
 
@@ -95,6 +95,12 @@ class DirectResult:
 
 Prompt = str | Sequence[UserContent]
 
+_Kind = tuple[str | None, str]
+"""What a form depends on, the agent and its model apart: the instructions of the run, and its settings."""
+
+_F = TypeVar("_F", Form, StreamForm)
+_Write = Callable[[list[ModelMessage], ModelSettings | None, ModelRequestParameters], Awaitable[_F | None]]
+
 
 class DirectAgent:
     """An agent whose first request needs no graph, on one model.
@@ -104,7 +110,8 @@ class DirectAgent:
     call, a refusal, nothing at all) is handed to the graph, as if the graph had received it; nothing is asked for
     twice. A history of anything but plain texts, and settings that leave traces, go through the graph.
 
-    Where the model is a lean one, a plain prompt without a history fills a form that was written before.
+    Where the model is a lean one, a plain prompt without a history fills a form that was written before; what is
+    streamed has forms of its own.
     """
 
     def __init__(self, agent: AnyAgent, model: Model[Any]) -> None:
@@ -116,7 +123,8 @@ class DirectAgent:
         self._guard = model.guard if isinstance(model, GuardedModel) else None
         lean = model.wrapped if isinstance(model, GuardedModel) else model
         self._lean = lean if isinstance(lean, LeanChatModel) else None
-        self._forms: dict[tuple[str | None, str], tuple[_Pattern, Form] | None] = {}
+        self._forms: dict[_Kind, tuple[_Pattern, Form] | None] = {}
+        self._stream_forms: dict[_Kind, tuple[_Pattern, StreamForm] | None] = {}
 
     async def run(
         self,
@@ -130,7 +138,7 @@ class DirectAgent:
     ) -> DirectResult | AgentRunResult[Any]:
         """The answer to `prompt`, with the messages, usage, cost and errors of `agent.run`."""
         asked = _Asked(prompt, run_id, model_settings, history, instructions, deps)
-        if self._lean is not None and (found := await self._form(asked)) is not None:
+        if self._lean is not None and (found := await self._form(asked, self._forms, self._lean.form)) is not None:
             pattern, form = found
             request = pattern.request(asked)
             response = await self._fill(form, cast("str", prompt))
@@ -160,11 +168,20 @@ class DirectAgent:
         Cancel it to end the stream.
         """
         asked = _Asked(prompt, run_id, model_settings, history, instructions, deps)
+        model = self._model
+        lean = self._lean if self._lean is not None and self._lean.streams_texts else None
+        if lean is not None and (found := await self._form(asked, self._stream_forms, lean.stream_form)) is not None:
+            pattern, form = found
+            request = pattern.request(asked)
+            async with self._open_filled(form, cast("str", prompt)) as texts:
+                async for text in texts:
+                    tell(text)
+            response = texts.response
+            return self._finished(asked, request, response) or await self._stream_by_graph(asked, tell, response)
         prepared = await self._prepare(asked)
         if prepared is None:
             return await self._stream_by_graph(asked, tell)
         request, messages, settings, parameters = prepared
-        model = self._model
         if isinstance(model, StreamsTexts) and model.streams_texts and not _has_deadline(model, settings):
             async with model.open_texts(messages, settings, parameters) as texts:
                 async for text in texts:
@@ -189,23 +206,24 @@ class DirectAgent:
         messages = self._model.prepare_messages([*asked.history, request], pattern.parameters)
         return request, messages, settings, pattern.parameters
 
-    async def _form(self, asked: "_Asked") -> "tuple[_Pattern, Form] | None":
+    async def _form(
+        self, asked: "_Asked", known: "dict[_Kind, tuple[_Pattern, _F] | None]", write: "_Write[_F]"
+    ) -> "tuple[_Pattern, _F] | None":
         """The form that `asked` fills and its pattern, or `None` where it has to be written out."""
-        assert self._lean is not None
         if asked.history or not isinstance(asked.prompt, str) or not is_plain(asked.prompt):
             return None
         kind = (asked.instructions, repr(asked.settings))
-        if kind in self._forms:
-            return self._forms[kind]
-        if len(self._forms) >= _PATTERNS_KEPT:
-            self._forms.pop(next(iter(self._forms)))
+        if kind in known:
+            return known[kind]
+        if len(known) >= _PATTERNS_KEPT:
+            known.pop(next(iter(known)))
         found = None
         prepared = await self._prepare(replace(asked, prompt=MARK))
-        if prepared is not None:
+        if prepared is not None and not _has_deadline(self._model, prepared[2]):
             _, messages, settings, parameters = prepared
-            form = await self._lean.form(messages, settings, parameters)
+            form = await write(messages, settings, parameters)
             found = None if form is None else (self._patterns[asked.instructions], form)
-        self._forms[kind] = found
+        known[kind] = found
         return found
 
     async def _fill(self, form: Form, prompt: str) -> ModelResponse:
@@ -214,6 +232,14 @@ class DirectAgent:
             return await self._lean.answer(form, prompt)
         return await self._guard.call(
             partial(self._lean.answer, form, prompt), model=cast("GuardedModel", self._model).name
+        )
+
+    def _open_filled(self, form: StreamForm, prompt: str) -> AbstractAsyncContextManager[TextStream]:
+        assert self._lean is not None
+        if self._guard is None:
+            return self._lean.open_answer(form, prompt)
+        return self._guard.opened(
+            partial(self._lean.open_answer, form, prompt), model=cast("GuardedModel", self._model).name
         )
 
     def _finished(self, asked: "_Asked", request: ModelRequest, response: ModelResponse) -> DirectResult | None:

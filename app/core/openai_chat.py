@@ -5,9 +5,19 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Self, cast
 from urllib.request import getproxies
 
@@ -34,7 +44,7 @@ from yarl import URL
 from app.core.openai_stream import ChunkStream
 from app.core.plain_chat import Form, PlainAnswers, can_be_plain
 from app.core.prices import fill_cost
-from app.core.text_stream import PlainTextStream, StreamsTexts, TextStream
+from app.core.text_stream import Interpret, PlainTextStream, StreamsTexts, TextStream
 
 _FIELDS = [
     "model",
@@ -185,14 +195,16 @@ class LeanChatModel(OpenAIChatModel, StreamsTexts):
         """What `request` would send, with a gap where `messages` say `MARK`; `None` where there can be none."""
         if self._lean is None or self._lean.plain is None:
             return None
-        token = _writes_a_form.set(True)
-        try:
-            await self.request(messages, settings, parameters)
-        except _Written as written:
-            return written.form
-        finally:
-            _writes_a_form.reset(token)
-        raise AssertionError("the form is written before anything is sent")
+        return await _written(self.request(messages, settings, parameters))
+
+    async def stream_form(
+        self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
+    ) -> "StreamForm | None":
+        """What `open_texts` would send, with a gap where `messages` say `MARK`; `None` where there can be none."""
+        prepared, parameters = self.prepare_request(settings, parameters)
+        chosen = cast("OpenAIChatModelSettings", prepared or {})
+        form = await _written(self._completions_create(messages, True, chosen, parameters))
+        return None if form is None else StreamForm(form, self._interpreting(parameters, chosen))
 
     async def answer(self, form: Form, prompt: str) -> ModelResponse:
         """What `request` gives for the messages of `form` with this `prompt`. Raises what it raises."""
@@ -207,6 +219,19 @@ class LeanChatModel(OpenAIChatModel, StreamsTexts):
         with map_api_errors(self.model_name, self._provider.model_id_namespace), map_decode_errors(self.model_name):
             completion = await self._lean.completion(raw, answer, form.head)
         return self._process_response(cast("ChatCompletion | str", completion))
+
+    @asynccontextmanager
+    async def open_answer(self, form: "StreamForm", prompt: str) -> AsyncGenerator[TextStream]:
+        """What `open_texts` gives for the messages of `form` with this `prompt`. Raises what it raises."""
+        assert self._lean is not None
+        request = form.request
+        try:
+            chunks = await self._lean.stream(request.head, request.filled(prompt), timeout_s=request.timeout_s)
+        except APIError:
+            with map_api_errors(self.model_name, self._provider.model_id_namespace):
+                raise
+        async with chunks:
+            yield await self._begun(chunks, form.interpret)
 
     @property
     def client(self) -> AsyncOpenAI:
@@ -235,40 +260,42 @@ class LeanChatModel(OpenAIChatModel, StreamsTexts):
             return
         async with response:
             chunks: object = response
-            if not isinstance(chunks, ChunkStream):
+            if isinstance(chunks, ChunkStream):
+                yield await self._begun(chunks, self._interpreting(parameters, settings))
+            else:
                 yield TextStream(await self._process_streamed_response(response, parameters, settings))
-                return
 
-            def interpret(source: AsyncIterator[ChatCompletionChunk], model_name: str) -> OpenAIStreamedResponse:
-                return self._stream_of(source, model_name, parameters, settings)
-
-            namespace = self._provider.model_id_namespace
-            stream = PlainTextStream(
-                chunks, interpret, model_name=self.model_name, namespace=namespace, marks=self._marks
-            )
-            await stream.begin()
-            yield stream
-
-    def _stream_of(
-        self,
-        source: AsyncIterator[ChatCompletionChunk],
-        model_name: str,
-        parameters: ModelRequestParameters,
-        settings: OpenAIChatModelSettings,
-    ) -> OpenAIStreamedResponse:
-        # As `_process_streamed_response` does it, which looks at the first chunk under a lock; nobody else reads here.
-        stream = OpenAIStreamedResponse(
-            model_request_parameters=parameters,
-            _model_name=model_name,
-            _model_profile=self.profile,
-            _response=cast("Any", source),
-            _provider_name=self._provider.name,
-            _model_id_namespace=self._provider.model_id_namespace,
-            _provider_url=self._provider.base_url,
-            _model_settings=settings,
+    async def _begun(self, chunks: ChunkStream, interpret: Interpret) -> PlainTextStream:
+        assert self._lean is not None
+        plain = self._lean.plain
+        stream = PlainTextStream(
+            chunks,
+            interpret,
+            None if plain is None else plain.read_stream,
+            model_name=self.model_name,
+            namespace=self._provider.model_id_namespace,
+            marks=self._marks,
         )
-        stream.canonical_system = self._canonical_system_stamp
+        await stream.begin()
         return stream
+
+    def _interpreting(self, parameters: ModelRequestParameters, settings: OpenAIChatModelSettings) -> Interpret:
+        def interpret(source: AsyncIterator[ChatCompletionChunk], model_name: str) -> OpenAIStreamedResponse:
+            # As `_process_streamed_response` does it, which looks at the first chunk under a lock; nobody else reads.
+            stream = OpenAIStreamedResponse(
+                model_request_parameters=parameters,
+                _model_name=model_name,
+                _model_profile=self.profile,
+                _response=cast("Any", source),
+                _provider_name=self._provider.name,
+                _model_id_namespace=self._provider.model_id_namespace,
+                _provider_url=self._provider.base_url,
+                _model_settings=settings,
+            )
+            stream.canonical_system = self._canonical_system_stamp
+            return stream
+
+        return interpret
 
     async def _process_streamed_response(
         self,
@@ -303,6 +330,14 @@ class LeanChatModel(OpenAIChatModel, StreamsTexts):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class StreamForm:
+    """A request for a stream that is complete but for its prompt, and how Pydantic AI would read its answer."""
+
+    request: Form
+    interpret: Interpret
+
+
 _writes_a_form: ContextVar[bool] = ContextVar("writes_a_form", default=False)
 
 
@@ -311,6 +346,18 @@ class _Written(BaseException):
 
     def __init__(self, form: Form | None) -> None:
         self.form = form
+
+
+async def _written(request: Coroutine[Any, Any, object]) -> Form | None:
+    """The form of what `request` would send."""
+    token = _writes_a_form.set(True)
+    try:
+        await request
+    except _Written as written:
+        return written.form
+    finally:
+        _writes_a_form.reset(token)
+    raise AssertionError("the form is written before anything is sent")
 
 
 def is_covered(model: object) -> bool:
@@ -377,10 +424,9 @@ class _Client:
         request = await self._head(extra_headers, timeout)
         if _writes_a_form.get():
             raise _Written(Form.of(request, data, limit))
-        answer, raw = await self.post(request, data, timeout_s=limit, stream=stream)
         if stream:
-            read = self._http.reading(answer, request)
-            return ChunkStream(self._sdk, request, read, answer.close, marks=self._marks, joins=self._joins)
+            return await self.stream(request, data, timeout_s=limit)
+        answer, raw = await self.post(request, data, timeout_s=limit)
         return self.plain_response(raw, answer) or await self.completion(raw, answer, request)
 
     def plain_response(self, raw: bytes, answer: aiohttp.ClientResponse) -> ModelResponse | None:
@@ -393,18 +439,25 @@ class _Client:
         return response
 
     async def post(
-        self, request: httpx2.Request, data: bytes, *, timeout_s: float | None, stream: bool = False
+        self, request: httpx2.Request, data: bytes, *, timeout_s: float | None
     ) -> tuple[aiohttp.ClientResponse, bytes]:
-        """The good answer to `request`, and its body where it is no stream. Raises what the SDK would."""
-        try:
-            answer = await self._http.open(request, data, timeout_s=timeout_s)
-            if not 200 <= answer.status < 300:
-                raise await self._status_error(answer, request)
-            return answer, b"" if stream else await self._http.read(answer, request)
-        except httpx2.TimeoutException as error:
-            raise APITimeoutError(request=request) from error
-        except httpx2.TransportError as error:
-            raise APIConnectionError(request=request) from error
+        """The good answer to `request`, and its body. Raises what the SDK would."""
+        with _sdk_errors(request):
+            answer = await self._opened(request, data, timeout_s)
+            return answer, await self._http.read(answer, request)
+
+    async def stream(self, request: httpx2.Request, data: bytes, *, timeout_s: float | None) -> ChunkStream:
+        """The good answer to `request` as it comes. Raises what the SDK would."""
+        with _sdk_errors(request):
+            answer = await self._opened(request, data, timeout_s)
+        read = self._http.reading(answer, request)
+        return ChunkStream(self._sdk, request, read, answer.close, marks=self._marks, joins=self._joins)
+
+    async def _opened(self, request: httpx2.Request, data: bytes, timeout_s: float | None) -> aiohttp.ClientResponse:
+        answer = await self._http.open(request, data, timeout_s=timeout_s)
+        if not 200 <= answer.status < 300:
+            raise await self._status_error(answer, request)
+        return answer
 
     async def completion(self, raw: bytes, answer: aiohttp.ClientResponse, request: httpx2.Request) -> object:
         """The body as the SDK would give it."""
@@ -464,6 +517,16 @@ class _Client:
 
 
 _OMITTED = Omit()
+
+
+@contextmanager
+def _sdk_errors(request: httpx2.Request) -> Generator[None]:
+    try:
+        yield
+    except httpx2.TimeoutException as error:
+        raise APITimeoutError(request=request) from error
+    except httpx2.TransportError as error:
+        raise APIConnectionError(request=request) from error
 
 
 def _headers(answer: aiohttp.ClientResponse) -> list[tuple[str, str]]:

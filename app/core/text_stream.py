@@ -68,19 +68,30 @@ class StreamsTexts(ABC):
 Interpret = Callable[[AsyncIterator[ChatCompletionChunk], str], OpenAIStreamedResponse]
 """Makes Pydantic AI's stream of chunks; the second argument is the model's name as the provider says it."""
 
+ReadPlain = Callable[[Sequence[object], datetime], ModelResponse | None]
+"""Reads the chunks of a stream that began then, where there is nothing in them that Pydantic AI has to interpret."""
+
 
 class PlainTextStream(TextStream):
     """A stream that is read without Pydantic AI while nothing but text comes.
 
-    At its end, or where something else comes, Pydantic AI reads what came until then as one chunk: what it makes of it,
-    and which errors it raises, are its own.
+    Where something else comes, and at an end that `read_plain` does not read, Pydantic AI reads what came until then as
+    one chunk: what it makes of it, and which errors it raises, are its own.
     """
 
     def __init__(
-        self, chunks: ChunkStream, interpret: Interpret, *, model_name: str, namespace: str, marks: Sequence[str]
+        self,
+        chunks: ChunkStream,
+        interpret: Interpret,
+        read_plain: ReadPlain | None,
+        *,
+        model_name: str,
+        namespace: str,
+        marks: Sequence[str],
     ) -> None:
         self._chunks = chunks
         self._interpret = interpret
+        self._read_plain = read_plain
         self._model_name = model_name
         self._namespace = namespace
         self._plain = PlainStream(marks)
@@ -110,7 +121,11 @@ class PlainTextStream(TextStream):
                         told += len(text)
                         yield text
                 self._batch = [] if rest else await self._chunks.more()
-        stream = self._interpret(self._replayed(rest), self._model_name)
+        said = self._plain.chunks()
+        if not rest and self._read_plain is not None and (plain := self._read_plain(said, self._began)) is not None:
+            self.response = plain
+            return
+        stream = self._interpret(self._replayed(said, rest), self._model_name)
         stream._timestamp = self._began
         async for event in stream:
             text = text_of(event)
@@ -120,8 +135,8 @@ class PlainTextStream(TextStream):
                 yield text
         self.response = stream.get()
 
-    async def _replayed(self, rest: list[object]) -> AsyncGenerator[ChatCompletionChunk]:
-        for data in [*self._plain.chunks(), *rest]:
+    async def _replayed(self, said: list[object], rest: list[object]) -> AsyncGenerator[ChatCompletionChunk]:
+        for data in [*said, *rest]:
             yield self._chunks.chunk(data)
         while rest:
             rest = await self._chunks.more()
