@@ -511,6 +511,8 @@ class _Client:
     async def _by_sdk(
         self, stream: bool, extra_headers: object, extra_body: object, timeout: object, fields: dict[str, object]
     ) -> object:
+        if _writes_a_form.get():
+            raise _Written(None)
         fields["stream"] = stream
         create = cast("Any", self._sdk.with_options(max_retries=0).chat.completions.create)
         return await create(**fields, extra_headers=extra_headers, extra_body=extra_body, timeout=timeout)

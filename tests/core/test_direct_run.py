@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -231,6 +232,23 @@ def test_a_direct_stream_equals_the_graphs(
 ) -> None:
     theirs, ours = world.runner.run(both_streams(world, instructions, prompt, fault))
     assert theirs == ours
+
+
+def test_what_only_the_sdk_can_send_is_sent_once(world: World) -> None:
+    """Time limits by phases are such; and nothing goes out before, in order to find that out."""
+
+    async def both_ways() -> list[list[str]]:
+        agent = Agent(world.ours, model_settings=ModelSettings(timeout=httpx2.Timeout(5.0)))
+        direct = DirectAgent(agent, world.ours)
+        sent: list[list[str]] = []
+        for way in (direct.run("hello", run_id="r"), direct.stream("hello", lambda _: None, run_id="r")):
+            world.fake.requests.clear()
+            await way
+            sent.append([call.body["messages"][0]["content"] for call in world.fake.requests])
+        return sent
+
+    world.fake.fault = None
+    assert world.runner.run(both_ways()) == [["hello"], ["hello"]]
 
 
 class Weather(BaseModel):

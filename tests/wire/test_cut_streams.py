@@ -55,9 +55,7 @@ async def streaming(client: httpx2.AsyncClient, message: str) -> AsyncGenerator[
         yield reply
 
 
-async def cut_streams(
-    server: ServerProcess, provider: ProviderProcess, numbers: range, *, at_once: int = 100
-) -> None:
+async def cut_streams(server: ServerProcess, provider: ProviderProcess, numbers: range, *, at_once: int = 100) -> None:
     """Every client has a connection of its own, and closes it in the middle of its answer."""
 
     async def ask_and_leave(number: int) -> None:
