@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from app.cli import cli
-from app.config import Settings, load_settings
+from app.config import Settings, load_settings, meanings
 from app.main import create_app
 
 HERE = Path(__file__).parent / "reference"
@@ -31,6 +31,7 @@ def settings_page() -> str:
         "Keys and addresses of providers keep their providers' own names: [providers](../howto/providers.md).",
         "",
     ]
+    meaning = meanings()
     for name, field in Settings.model_fields.items():
         default = None if field.default_factory is not None else field.get_default()
         shown = (
@@ -40,7 +41,7 @@ def settings_page() -> str:
         lines += [
             f"## {name.upper()}",
             "",
-            str(field.description),
+            meaning[name],
             "",
             f"Default: `{shown}`. Example: `{example}`.",
             "",

@@ -3,7 +3,7 @@
 Only `main`, the commands, `doctor` and `runtime` read them; everything below takes plain values.
 """
 
-from app.config.display import SettingRow, describe, example_env, mask_url
+from app.config.display import SettingRow, describe, example_env, mask_url, meanings
 from app.config.loading import export_foreign_variables, load_settings
 from app.config.settings import Settings
 
@@ -15,4 +15,5 @@ __all__ = [
     "export_foreign_variables",
     "load_settings",
     "mask_url",
+    "meanings",
 ]
