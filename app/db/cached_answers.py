@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import cached_answers
+from app.db.upsert import insert_into
 
 
 @dataclass(slots=True)
@@ -32,8 +32,7 @@ async def add_cached_answers(session: AsyncSession, rows: Sequence[CachedAnswers
     """Add the counts of `rows` to what is there; they hold each user, agent, model and minute at most once."""
     if not rows:
         return
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    statement = insert(cached_answers)
+    statement = insert_into(cached_answers, dialect=session.get_bind().dialect.name)
     statement = statement.on_conflict_do_update(
         index_elements=list(cached_answers.primary_key.columns),
         set_={name: cached_answers.c[name] + statement.excluded[name] for name in _COUNTS},

@@ -24,13 +24,13 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.clock import from_now, now
 from app.db.models import conversation_entries as entries
 from app.db.models import conversations
 from app.db.paging import Page, read_page
+from app.db.upsert import insert_into
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,9 +295,13 @@ async def _lock_tree(session: AsyncSession, tree_id: str, *, shared: bool) -> No
 
 
 async def _insert(session: AsyncSession, row: ConversationRow) -> str | None:
-    make = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     values = {**asdict(row), "branches": list(row.branches)}
-    statement = make(conversations).values(values).on_conflict_do_nothing().returning(conversations.c.tree_id)
+    statement = (
+        insert_into(conversations, dialect=session.get_bind().dialect.name)
+        .values(values)
+        .on_conflict_do_nothing()
+        .returning(conversations.c.tree_id)
+    )
     return (await session.execute(statement)).scalar_one_or_none()
 
 

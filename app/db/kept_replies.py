@@ -5,10 +5,10 @@ from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy import CursorResult, delete, exc, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import kept_replies
+from app.db.upsert import insert_into
 from app.errors import NotFound
 
 
@@ -36,7 +36,6 @@ async def claim_reply(session: AsyncSession, wanted: KeptReplyRow, *, now: datet
     Gives the row as it then is: with our `owner` we are the one to answer. Of several that claim at once one is.
     Raises `NotFound` where the user is gone.
     """
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     values: dict[str, Any] = {
         "id": wanted.id,
         "user_id": wanted.user_id,
@@ -45,7 +44,7 @@ async def claim_reply(session: AsyncSession, wanted: KeptReplyRow, *, now: datet
         "owned_until": wanted.owned_until,
         "expires_at": wanted.expires_at,
     }
-    statement = insert(kept_replies).values(values)
+    statement = insert_into(kept_replies, dialect=session.get_bind().dialect.name).values(values)
     free = or_(kept_replies.c.expires_at <= now, kept_replies.c.status.is_(None) & (kept_replies.c.owned_until <= now))
     statement = statement.on_conflict_do_update(
         index_elements=[kept_replies.c.id],

@@ -23,7 +23,6 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
-    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
@@ -176,13 +175,9 @@ class Run(Base):
         CheckConstraint("status IN ('running', 'done', 'failed', 'cancelled', 'interrupted')", name="status"),
         Index(None, "user_id", "started_at", "id"),
         Index(None, "started_at", "id"),
-        # The few that are running, for the search after those whose worker died.
-        Index(
-            "ix_runs_running",
-            "worker",
-            sqlite_where=text("status = 'running'"),
-            postgresql_where=text("status = 'running'"),
-        ),
+        # The few that are running, for the search after those whose worker died: the migration makes it a partial one.
+        # Said here, that would import PostgreSQL's dialect into every process (20 ms of CPU, 2 MB).
+        Index("ix_runs_running", "worker"),
     )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)

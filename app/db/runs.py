@@ -8,11 +8,11 @@ from functools import lru_cache
 from typing import Any, cast
 
 from sqlalchemy import CursorResult, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import RunStatus, runs, workers
 from app.db.paging import Page, read_page
+from app.db.upsert import insert_into
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ _NAMES = tuple(RunRow.__dataclass_fields__)
 
 @lru_cache
 def _upsert(dialect: str) -> Any:
-    statement = postgresql.insert(runs) if dialect == "postgresql" else sqlite.insert(runs)
+    statement = insert_into(runs, dialect=dialect)
     return statement.on_conflict_do_update(
         index_elements=[runs.c.id],
         set_={name: statement.excluded[name] for name in _OUTCOME},

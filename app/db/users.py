@@ -7,11 +7,11 @@ from typing import Any, cast
 from uuid import uuid4
 
 from sqlalchemy import ColumnElement, CursorResult, Row, delete, exc, exists, literal, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import Role, users
 from app.db.paging import Page, read_page
+from app.db.upsert import insert_into
 from app.errors import Conflict, NotFound
 
 
@@ -164,9 +164,13 @@ async def _insert(
     source = select(*(literal(value, users.c[name].type) for name, value in values.items()))
     # SQLite takes the ON of ON CONFLICT for a join unless there is a WHERE (https://sqlite.org/lang_upsert.html).
     source = source.where(~unless if unless is not None else literal(1) == 1)
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     # A conflict that raises would end the whole transaction on PostgreSQL.
-    statement = insert(users).from_select(list(values), source).on_conflict_do_nothing().returning(*_COLUMNS)
+    statement = (
+        insert_into(users, dialect=session.get_bind().dialect.name)
+        .from_select(list(values), source)
+        .on_conflict_do_nothing()
+        .returning(*_COLUMNS)
+    )
     return _user((await session.execute(statement)).one_or_none())
 
 

@@ -3,17 +3,16 @@
 from collections.abc import Collection
 
 from sqlalchemy import delete, or_
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.clock import from_now, now
 from app.db.models import workers
+from app.db.upsert import insert_into
 
 
 async def sign_in(session: AsyncSession, worker: str) -> None:
     """Note that `worker` lives now; one that was struck off for its silence is back."""
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    statement = insert(workers).values(id=worker, seen_at=now(session))
+    statement = insert_into(workers, dialect=session.get_bind().dialect.name).values(id=worker, seen_at=now(session))
     await session.execute(
         statement.on_conflict_do_update(
             index_elements=[workers.c.id], set_={workers.c.seen_at: statement.excluded.seen_at}

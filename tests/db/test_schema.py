@@ -31,6 +31,16 @@ async def test_models_and_migrations_agree(database_url: str) -> None:
         assert await connection.run_sync(differences) == []
 
 
+async def test_the_index_of_running_runs_holds_no_others(database_url: str) -> None:
+    await to_thread.run_sync(schema.upgrade, database_url)
+    engine = create_engine(database_url, poolclass=NullPool)
+    catalog = "pg_indexes WHERE indexname" if engine.dialect.name == "postgresql" else "sqlite_master WHERE name"
+    column = "indexdef" if engine.dialect.name == "postgresql" else "sql"
+    async with engine.connect() as connection:
+        written = await connection.scalar(text(f"SELECT {column} FROM {catalog} = 'ix_runs_running'"))
+    assert "WHERE status = 'running'" in written or "WHERE ((status)::text = 'running'::text)" in written
+
+
 def test_head_is_what_alembic_takes_for_it() -> None:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
