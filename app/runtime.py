@@ -23,6 +23,7 @@ from app.core.callers import Callers
 from app.core.chore import Chore
 from app.core.conversations import Conversations
 from app.core.idempotency import Idempotency
+from app.core.late_imports import import_types_late
 from app.core.login_limits import LoginLimits
 from app.core.metrics import Metrics
 from app.core.model_providers import fault_of
@@ -120,6 +121,8 @@ async def prepare(settings: Settings) -> FirstStart | None:
     Safe to run by several processes at once. Gives the new administrator, or `None` where there is one already.
     Raises `BadConfiguration` or `DatabaseUnavailable`.
     """
+    if settings.late_imports:
+        import_types_late()
     await asyncio.to_thread(check_models, settings)
     open_data_dir(settings.data_dir)
     _signing_key(settings)

@@ -146,6 +146,9 @@ performance routes never wait."""
     """Least severe log lines that are written: debug, info, warning or error."""
     log_format: LogFormat = Field("text", examples=["json"])
     """Shape of log lines: text for a terminal, json for a collector."""
+    late_imports: bool = Field(True, examples=["false"])
+    """Import the types of OpenAI's SDK as they are used, for a faster start and less memory. False: all at once, as \
+the SDK does it by itself."""
     debug: bool = Field(False, examples=["false"])
     """For development on loopback only: more detail in logs. Refused on any other address."""
 
