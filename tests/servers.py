@@ -331,17 +331,24 @@ class RedisServer(_Server):
 
 
 class NginxServer(_Server):
-    """A running nginx with `deploy/nginx.conf` before two `backends` (ports); raises `ServerMissing` without it."""
+    """A running nginx with `deploy/nginx.conf` before two `backends` (ports); raises `ServerMissing` without it.
+
+    `has_failover=False` takes out what makes it turn away from a replica that is gone: the control of a test.
+    """
 
     name = "nginx"
     configuration = Path(__file__).parent.parent / "deploy" / "nginx.conf"
 
-    def __init__(self, backends: tuple[int, int]) -> None:
+    def __init__(self, backends: tuple[int, int], *, has_failover: bool = True) -> None:
         self._binary = nginx_binary()
         super().__init__()
         text = self.configuration.read_text()
         for number, port in enumerate(backends, start=1):
             text = text.replace(f"replica-{number}:8000", f"127.0.0.1:{port}")
+        if not has_failover:
+            for line, other in (("max_fails=3", "max_fails=0"), ("_upstream error timeout;", "_upstream off;")):
+                assert line in text
+                text = text.replace(line, other)
         (self.folder / "mnemosine.conf").write_text(text.replace("listen 8080;", f"listen 127.0.0.1:{self.port};"))
         (self.folder / "nginx.conf").write_text(_NGINX_CONF.format(user="user root;" if os.geteuid() == 0 else ""))
         self._start()
