@@ -1,5 +1,6 @@
 """The whole application inside a test: opened on its own data directory, reached through its own front door."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from app.api.front_door import FrontDoor
 from app.config import load_settings
 from app.main import create_app
 from app.runtime import Runtime, prepare
+from tests.prepared import ADMIN_PASSWORD, install
 
-ADMIN_PASSWORD = "correct horse battery staple"
 USER_PASSWORD = "a password of a user"
 
 
@@ -58,10 +59,15 @@ class Application:
 
 @asynccontextmanager
 async def open_application(data_dir: Path, **settings: Any) -> AsyncGenerator[Application]:
-    """The application on `settings`, with an administrator who is signed in."""
+    """The application on `settings`, with an administrator who is signed in.
+
+    A `database_url` may lead to an empty database, which then is migrated first, or to one of `tests/prepared.py`.
+    """
     chosen = load_settings(
         env_file=None, data_dir=data_dir, admin_password=SecretStr(ADMIN_PASSWORD), log_level="warning", **settings
     )
+    if "database_url" not in settings:
+        await asyncio.to_thread(install, data_dir)
     await prepare(chosen)
     door = create_app(chosen)
     async with door.api.router.lifespan_context(door.api), _client(door) as anonymous:

@@ -1,11 +1,13 @@
 """Fixtures that every test may ask for: the event loop, real databases and Redis, and a provider of models."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from benchmarks.fake_provider import FakeProvider
+from tests import prepared
 from tests.servers import PostgresServer, RedisServer, ServerMissing
 
 
@@ -44,11 +46,8 @@ def redis_server() -> Iterator[RedisServer]:
 @pytest.fixture
 def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     """An empty database of one's own; the server may be frozen, killed or restarted at will."""
-    postgres_server.heal()
-    url = postgres_server.new_database()
-    yield url
-    postgres_server.heal()
-    postgres_server.drop_database(url)
+    with _database_on(postgres_server, PostgresServer.new_database) as url:
+        yield url
 
 
 @pytest.fixture
@@ -74,3 +73,34 @@ async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeProvider]:
         monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
         monkeypatch.setenv("OPENAI_BASE_URL", provider.base_url)
         yield provider
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.service)])
+def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database with today's schema and nothing in it, on both backends."""
+    if request.param == "sqlite":
+        prepared.migrate(tmp_path / "mnemosine.db")
+        yield f"sqlite+aiosqlite:///{tmp_path / 'mnemosine.db'}"
+    else:
+        with _database_on(request.getfixturevalue("postgres_server"), prepared.migrated_on) as url:
+            yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.service)])
+def installed_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database as a first start leaves it, with the administrator of `tests/prepared.py`, on both backends."""
+    if request.param == "sqlite":
+        prepared.install(tmp_path)
+        yield f"sqlite+aiosqlite:///{tmp_path / 'mnemosine.db'}"
+    else:
+        with _database_on(request.getfixturevalue("postgres_server"), prepared.installed_on) as url:
+            yield url
+
+
+@contextmanager
+def _database_on(server: PostgresServer, make: Callable[[PostgresServer], str]) -> Generator[str]:
+    server.heal()
+    url = make(server)
+    yield url
+    server.heal()
+    server.drop_database(url)

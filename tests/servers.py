@@ -201,10 +201,10 @@ class PostgresServer(_Server):
         """The maintenance database; tests take one of their own from `new_database()`."""
         return self._url("postgres")
 
-    def new_database(self) -> str:
-        """Create an empty database and return its SQLAlchemy URL."""
+    def new_database(self, *, template: str = "template0") -> str:
+        """Create a database, empty or like that `template`, to which nobody is connected; gives its SQLAlchemy URL."""
         name = next(self._names)
-        self._run("createdb", *self._socket_options(), "--template=template0", name)
+        self._run("createdb", *self._socket_options(), f"--template={template}", name)
         return self._url(name)
 
     def drop_database(self, url: str) -> None:

@@ -20,12 +20,12 @@ AGENTS = {"poet": "instructions: Rhyme.\n", "clerk": "instructions: Be brief.\n"
 
 
 @pytest.fixture
-async def application(tmp_path: Path, database_url: str) -> AsyncIterator[Application]:
+async def application(tmp_path: Path, installed_url: str) -> AsyncIterator[Application]:
     folder = tmp_path / "agents"
     folder.mkdir()
     for name, text in AGENTS.items():
         (folder / f"{name}.yaml").write_text(text)
-    async with open_application(tmp_path / "data", database_url=database_url, agents_dir=folder) as opened:
+    async with open_application(tmp_path / "data", database_url=installed_url, agents_dir=folder) as opened:
         yield opened
 
 

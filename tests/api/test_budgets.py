@@ -19,10 +19,10 @@ TOKENS_A_RUN = 46  # what the fake provider counts: 12 in, 34 out
 
 
 @pytest.fixture
-async def served(fake: FakeProvider, tmp_path: Path, database_url: str) -> AsyncIterator[Application]:
+async def served(fake: FakeProvider, tmp_path: Path, installed_url: str) -> AsyncIterator[Application]:
     async with open_application(
         tmp_path / "data",
-        database_url=database_url,
+        database_url=installed_url,
         default_model="openai-chat:gpt-4o-mini",
         rate_limit_per_minute=0,
         model_timeout_seconds=1,

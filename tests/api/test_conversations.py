@@ -12,9 +12,9 @@ from tests.application import Application, open_application
 
 
 @pytest.fixture
-async def application(fake: FakeProvider, tmp_path: Path, database_url: str) -> AsyncIterator[Application]:
+async def application(fake: FakeProvider, tmp_path: Path, installed_url: str) -> AsyncIterator[Application]:
     async with open_application(
-        tmp_path / "data", default_model="openai-chat:gpt-4o-mini", database_url=database_url
+        tmp_path / "data", default_model="openai-chat:gpt-4o-mini", database_url=installed_url
     ) as opened:
         yield opened
 

@@ -21,15 +21,15 @@ PROMPT = "/api/v1/agent/prompt"
 
 
 @asynccontextmanager
-async def worker(tmp_path: Path, database_url: str) -> AsyncGenerator[Application]:
+async def worker(tmp_path: Path, installed_url: str) -> AsyncGenerator[Application]:
     model = "openai-chat:gpt-4o-mini"
-    async with open_application(tmp_path / "data", database_url=database_url, default_model=model) as opened:
+    async with open_application(tmp_path / "data", database_url=installed_url, default_model=model) as opened:
         yield opened
 
 
 @pytest.fixture
-async def application(fake: FakeProvider, tmp_path: Path, database_url: str) -> AsyncIterator[Application]:
-    async with worker(tmp_path, database_url) as opened:
+async def application(fake: FakeProvider, tmp_path: Path, installed_url: str) -> AsyncIterator[Application]:
+    async with worker(tmp_path, installed_url) as opened:
         yield opened
 
 
@@ -147,13 +147,13 @@ async def test_what_is_no_key_is_a_400(fake: FakeProvider, tmp_path: Path, key: 
 
 
 async def test_an_answer_survives_a_restart_and_goes_with_its_user(
-    fake: FakeProvider, tmp_path: Path, database_url: str
+    fake: FakeProvider, tmp_path: Path, installed_url: str
 ) -> None:
-    async with worker(tmp_path, database_url) as before:
+    async with worker(tmp_path, installed_url) as before:
         await before.client.post("/api/v1/users", json={"username": "ada", "password": USER_PASSWORD})
         async with before.signed_in("ada", USER_PASSWORD) as ada:
             first = await ask(ada)
-    async with worker(tmp_path, database_url) as after:
+    async with worker(tmp_path, installed_url) as after:
         async with after.signed_in("ada", USER_PASSWORD) as ada:
             again = await ask(ada)
             user_id = (await ada.get("/api/v1/auth/me")).json()["id"]
@@ -161,8 +161,8 @@ async def test_an_answer_survives_a_restart_and_goes_with_its_user(
         assert (await after.client.delete(f"/api/v1/users/{user_id}")).status_code == 204
 
 
-async def test_two_workers_make_one_run(fake: FakeProvider, tmp_path: Path, database_url: str) -> None:
-    async with worker(tmp_path, database_url) as one, worker(tmp_path, database_url) as two:
+async def test_two_workers_make_one_run(fake: FakeProvider, tmp_path: Path, installed_url: str) -> None:
+    async with worker(tmp_path, installed_url) as one, worker(tmp_path, installed_url) as two:
         fake.hold()
         first = asyncio.create_task(ask(one.client))
         await fake.until(lambda: fake.calls == 1)
@@ -177,10 +177,10 @@ async def test_two_workers_make_one_run(fake: FakeProvider, tmp_path: Path, data
 
 
 async def test_a_worker_that_goes_leaves_the_run_to_another(
-    fake: FakeProvider, tmp_path: Path, database_url: str
+    fake: FakeProvider, tmp_path: Path, installed_url: str
 ) -> None:
-    async with worker(tmp_path, database_url) as stays:
-        async with worker(tmp_path, database_url) as goes:
+    async with worker(tmp_path, installed_url) as stays:
+        async with worker(tmp_path, installed_url) as goes:
             fake.hold()
             cut = asyncio.create_task(ask(goes.client))
             await fake.until(lambda: fake.calls == 1)

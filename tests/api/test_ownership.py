@@ -76,8 +76,8 @@ Whoever adds a route with another parameter adds a line here.
 
 
 @pytest.fixture
-async def application(tmp_path: Path, database_url: str) -> AsyncIterator[Application]:
-    async with open_application(tmp_path / "data", database_url=database_url) as opened:
+async def application(tmp_path: Path, installed_url: str) -> AsyncIterator[Application]:
+    async with open_application(tmp_path / "data", database_url=installed_url) as opened:
         yield opened
 
 

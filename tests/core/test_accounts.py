@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from anyio import to_thread
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -14,7 +13,6 @@ from app.core.conversations import Conversations
 from app.core.login_limits import LoginLimits
 from app.core.run import Caller
 from app.core.security import PasswordHasher, TokenSigner
-from app.db import schema
 from app.db.async_session import Database, open_database
 from app.db.conversations import delete_conversations_of
 from app.db.models import conversation_entries as entries
@@ -71,10 +69,9 @@ class Office:
 
 
 @pytest.fixture
-async def office(database_url: str) -> AsyncIterator[Office]:
-    await to_thread.run_sync(schema.upgrade, database_url)
+async def office(migrated_url: str) -> AsyncIterator[Office]:
     passwords = PasswordHasher(threads=1, memory_kib=8, passes=1)
-    async with open_database(database_url, pool_size=5, max_overflow=0) as database:
+    async with open_database(migrated_url, pool_size=5, max_overflow=0) as database:
         opened = Office(database, passwords)
         yield opened
         await opened.callers.aclose()

@@ -12,9 +12,9 @@ from app.core.callers import Callers, digest_of
 from app.core.login_limits import LoginLimits
 from app.core.run import Caller
 from app.core.security import PasswordHasher, TokenSigner
-from app.db import schema
 from app.db.async_session import Database, open_database
 from app.errors import DatabaseUnavailable, NotAuthenticated, StoreUnavailable
+from tests.prepared import migrate
 
 
 @dataclass
@@ -39,8 +39,8 @@ class Office:
 
 @pytest.fixture
 async def office(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Office]:
-    url = f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('office') / 'mnemosine.db'}"
-    await to_thread.run_sync(schema.upgrade, url)
+    path = tmp_path_factory.mktemp("office") / "mnemosine.db"
+    await to_thread.run_sync(migrate, path)
     passwords = PasswordHasher(threads=1, memory_kib=8, passes=1)
     generation: list[int | None] = [0]
     away = [False]
@@ -50,7 +50,7 @@ async def office(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Offi
             raise StoreUnavailable("the store is away")
         generation[0] = (generation[0] or 0) + 1
 
-    async with open_database(url) as database:
+    async with open_database(f"sqlite+aiosqlite:///{path}") as database:
         looked_up: list[str] = []
 
         def callers() -> Callers:

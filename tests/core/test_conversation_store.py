@@ -6,7 +6,6 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from anyio import to_thread
 from pydantic_ai import Agent, Conversation, DeferredToolRequests, RunUsage, ToolCallPart, UserError
 from pydantic_ai.conversation_store import (
     ConversationConflict,
@@ -20,15 +19,13 @@ from pydantic_ai.models.test import TestModel
 from sqlalchemy import func, select
 
 from app.core.conversation_store import DatabaseConversationStore
-from app.db import schema
 from app.db.async_session import Database, open_database
 from app.db.models import conversation_entries
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    await to_thread.run_sync(schema.upgrade, database_url)
-    async with open_database(database_url, pool_size=5, max_overflow=0) as database:
+async def database(migrated_url: str) -> AsyncIterator[Database]:
+    async with open_database(migrated_url, pool_size=5, max_overflow=0) as database:
         yield database
         assert database.pool_status().checked_out == 0
 

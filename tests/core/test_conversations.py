@@ -4,11 +4,9 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from anyio import to_thread
 
 from app.core.conversations import Conversations
 from app.core.run import Caller
-from app.db import schema
 from app.db.async_session import Database, open_database
 from app.db.conversations import sweep_conversations
 
@@ -16,9 +14,8 @@ ANN = Caller("1", "ann", "user")
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    await to_thread.run_sync(schema.upgrade, database_url)
-    async with open_database(database_url) as database:
+async def database(migrated_url: str) -> AsyncIterator[Database]:
+    async with open_database(migrated_url) as database:
         yield database
 
 
