@@ -63,14 +63,13 @@ class Slots:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             try:
-                if os.fstat(self._file).st_size != size:
+                header = _HEADER.pack(_MAGIC, self._buckets, boot_id())
+                if os.fstat(self._file).st_size != size or os.pread(self._file, len(header), 0) != header:
+                    # Empty again, and only what is used will take memory and time.
                     os.ftruncate(self._file, 0)
                     os.ftruncate(self._file, size)
+                    os.pwrite(self._file, header, 0)
                 self._map = mmap.mmap(self._file, size)
-                header = _HEADER.pack(_MAGIC, self._buckets, boot_id())
-                if self._map[: _HEADER.size] != header:
-                    self._map[_HEADER.size :] = bytes(size - _HEADER.size)
-                    self._map[: _HEADER.size] = header
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
         except BaseException:
