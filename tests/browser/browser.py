@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 
 from tests.process import free_port
 
@@ -140,14 +141,18 @@ def open_browser(*, dark: bool = False) -> Generator[Browser]:
             asked = {"capabilities": {"alwaysMatch": wanted}}
             created = httpx2.post(f"{base}/session", json=asked, timeout=60).json()["value"]
             assert "sessionId" in created, created
-            with httpx2.Client(base_url=f"{base}/session/{created['sessionId']}", timeout=60) as client:
+            session = f"{base}/session/{created['sessionId']}"
+            with httpx2.Client(base_url=session, timeout=60) as client:
                 browser = Browser(client)
                 scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
                 browser.devtools("Emulation.setEmulatedMedia", {"features": [scheme]})
                 try:
                     yield browser
                 finally:
-                    client.delete("")
+                    processes = psutil.Process(driver.pid).children(recursive=True)
+                    client.delete(session)  # the whole address: with a slash at its end it is no session
+                    _, left = psutil.wait_procs(processes, timeout=20)
+                    assert not left, left
         finally:
             driver.terminate()
             driver.wait(timeout=20)
