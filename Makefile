@@ -8,6 +8,10 @@ HOST ?= http://127.0.0.1:8000
 # How old a release must be before `make constraints` chooses it: poisoned ones are mostly found within days.
 COOLING ?= 7 days
 
+# Most tests wait for servers that start, end, or notice something. `tests/conftest.py` says what stays together, and in
+# which order: the files that take longest are not those with the most tests.
+SIDE_BY_SIDE := --numprocesses 2 --no-loadscope-reorder
+
 BIN := .venv/bin
 INPUTS := pyproject.toml constraints.txt .ci/install.py
 
@@ -26,7 +30,7 @@ serve: .venv/serve.stamp ## Set up if needed, then serve on http://127.0.0.1:800
 	@exec $(BIN)/mnemosine serve $(ARGS)
 
 test: check ## Set up if needed, then check and run all tests, real PostgreSQL and Redis included
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -m "not soak" $(SIDE_BY_SIDE)
 
 check: .venv/dev.stamp ## Lint, format and types
 	$(BIN)/ruff check

@@ -5,17 +5,62 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from benchmarks.fake_provider import FakeProvider
 from tests import prepared
 from tests.servers import PostgresServer, RedisServer, ServerMissing
 
+SERVERS_OF_A_FOLDER = {"fuzz", "replicas", "wire", "workers"}
+"""Their tests share servers over files, so that one process has to run them all."""
+WITHOUT_PROCESSES = {"api", "core", "db", "stores"}
+"""Their files are short. They come last where several processes run the tests, so that none waits long for another."""
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what uses a real server with `service`, so that nobody has to remember it."""
     for item in items:
         if {"postgres_server", "redis_server"}.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.service)
+    if hasattr(config, "workerinput"):  # one of the processes of pytest-xdist
+        items.sort(key=lambda item: item.path.parent.name in WITHOUT_PROCESSES)
+
+
+class ByFile(LoadScopeScheduling):
+    """Gives each process of `--numprocesses` one file after the other, or one of `SERVERS_OF_A_FOLDER`.
+
+    pytest-xdist has marks for groups too, but 3.8 writes them where pytest 9.2 does not look any more.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0])
+        return file.parent.name if file.parent.name in SERVERS_OF_A_FOLDER else str(file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    return ByFile(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures of `tests/faults`, failed tests included; here, since this file is read in every process."""
+    rows = [
+        (*value, outcome)
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        if report.when == "call"
+        for name, value in report.user_properties
+        if name == "figure"
+    ]
+    if not rows:
+        return
+    table = [("fault", "figure", "reached", "seed", "test"), *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(5)]
+    terminalreporter.section("figures of the faults")
+    for row in table:
+        terminalreporter.line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @pytest.fixture(scope="session")

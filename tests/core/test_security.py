@@ -248,11 +248,11 @@ def test_a_token_without_a_claim_is_refused(signer: TokenSigner, missing: str) -
 @pytest.mark.parametrize(
     "changed",
     [
-        {"exp": time.time() - 11},
+        pytest.param({"exp": time.time() - 11}, id="ended"),
         {"exp": "soon"},
         {"exp": 1e400},
-        {"iat": time.time() + 3600},
-        {"nbf": time.time() + 3600},
+        pytest.param({"iat": time.time() + 3600}, id="from the future"),
+        pytest.param({"nbf": time.time() + 3600}, id="not yet"),
         {"aud": "somebody"},
         {"aud": ["mnemosine-api", "somebody"]},
         {"iss": "somebody"},

@@ -1,4 +1,4 @@
-"""What the fault tests reached: one table at the end of a run, with the seeds to run them again."""
+"""What the fault tests reached, for the table at the end of a run, with the seeds to run them again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,22 +22,3 @@ class Figures:
 def figures(record_property: Callable[[str, object], None]) -> Figures:
     """Where a test notes its figures."""
     return Figures(record_property)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table, failed tests included."""
-    rows = [
-        (*value, outcome)
-        for outcome in ("passed", "failed")
-        for report in terminalreporter.getreports(outcome)
-        if report.when == "call"
-        for name, value in report.user_properties
-        if name == "figure"
-    ]
-    if not rows:
-        return
-    table = [("fault", "figure", "reached", "seed", "test"), *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(5)]
-    terminalreporter.section("figures of the faults")
-    for row in table:
-        terminalreporter.line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
