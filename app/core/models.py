@@ -1,9 +1,11 @@
 """Live models, made from names such as `openai-chat:gpt-5-mini`, and their failures in our words."""
 
 import difflib
+import ssl
 from hashlib import sha256
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast, get_args
+from urllib.request import getproxies
 
 import httpx2
 from pydantic_ai import exceptions
@@ -26,7 +28,8 @@ class Models:
     """Every model that this process talks to, made once and kept; all of them share one HTTP client.
 
     A model made afresh costs 25-45 ms, nearly all of it the TLS context of its own client (measured before the
-    first line was written). One client keeps one TLS context and pools connections per host.
+    first line was written). One client pools connections per host; its TLS context, of 20 ms and 1 MB, is
+    `ProviderHttp`'s too.
     Belongs to the event loop that first uses it; close it there.
     """
 
@@ -34,6 +37,7 @@ class Models:
         self._models: dict[str, Model[Any]] = {}
         self._client: httpx2.AsyncClient | None = None
         self._http: ProviderHttp | None = None
+        self._tls: ssl.SSLContext | None = None
         self.guards: dict[str, ProviderGuard] = {}
         """By provider, base URL and credential: who shares these shares an outage."""
 
@@ -81,7 +85,7 @@ class Models:
         if not is_covered(model):
             return model
         if self._http is None:
-            self._http = ProviderHttp()
+            self._http = ProviderHttp(self._shared_tls())
         return LeanChatModel(cast("OpenAIChatModel", model), self._http)
 
     def _guarded(self, model: Model[Any], name: str) -> Model[Any]:
@@ -97,12 +101,26 @@ class Models:
             return infer_provider(name)
         make: Any = infer_provider_class(name)
         if self._client is None:
-            self._client = create_async_httpx2_client()
+            self._client = self._new_client()
         try:
             return make(http_client=self._client)
         except TypeError:
             # A few providers (Bedrock) bring a client that is not HTTPX; they keep their own.
             return make()
+
+    def _new_client(self) -> httpx2.AsyncClient:
+        if getproxies():
+            # Only without a transport does it look for them; it then has a TLS context of its own.
+            return create_async_httpx2_client()
+        # The limits that it would set itself.
+        limits = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
+        transport = httpx2.AsyncHTTPTransport(verify=self._shared_tls(), limits=limits)
+        return create_async_httpx2_client(transport=transport)
+
+    def _shared_tls(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = httpx2.create_ssl_context()
+        return self._tls
 
 
 def provider_of(model: Model[Any]) -> str:

@@ -89,17 +89,25 @@ PROFILE = OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True)
 
 
 class ProviderHttp:
-    """One TLS context and one pool of connections for every provider of this process that speaks OpenAI chat.
+    """One pool of connections for every provider of this process that speaks OpenAI chat.
 
-    A TLS context costs 25 ms of CPU, a request over aiohttp a third of one over httpx2 (benchmarks/).
+    `tls` is made here where none is given (20 ms of CPU). A request over aiohttp costs a third of one over httpx2
+    (benchmarks/).
     Belongs to the event loop that first uses it; `aclose()` it there.
     """
 
-    def __init__(self, *, connect_s: float = 5.0, first_byte_s: float = 60.0, gap_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        tls: ssl.SSLContext | None = None,
+        *,
+        connect_s: float = 5.0,
+        first_byte_s: float = 60.0,
+        gap_s: float = 30.0,
+    ) -> None:
         self.connect_s = connect_s
         self.first_byte_s = first_byte_s
         self.gap_s = gap_s
-        self._tls: ssl.SSLContext = httpx2.create_ssl_context()
+        self._tls = tls or httpx2.create_ssl_context()
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self, request: httpx2.Request, body: bytes, *, timeout_s: float | None) -> aiohttp.ClientResponse:

@@ -1,7 +1,9 @@
 """The guard of a provider (breaker, budget of retries) on a clock of its own, and what models share."""
 
+import ssl
 from collections.abc import Awaitable, Callable
 
+import httpcore2
 import pytest
 from pydantic_ai.exceptions import ModelConnectionError, ModelHTTPError, ModelRateLimitError
 
@@ -127,3 +129,25 @@ async def test_models_of_one_account_share_their_guard(monkeypatch: pytest.Monke
         assert provider_identity(first) == provider_identity(second) != provider_identity(third)
         assert "canary" not in provider_identity(first)
         assert len(models.guards) == 2
+
+
+@pytest.mark.parametrize(("proxy", "made"), [("", 1), ("http://127.0.0.1:9", 3)])
+async def test_one_tls_context_is_for_both_ways_to_a_provider(
+    monkeypatch: pytest.MonkeyPatch, proxy: str, made: int
+) -> None:
+    contexts: list[ssl.SSLContext] = []
+
+    def counted(**options: bool) -> ssl.SSLContext:
+        contexts.append(_make(**options))
+        return contexts[-1]
+
+    _make = httpcore2.default_ssl_context
+    monkeypatch.setattr(httpcore2, "default_ssl_context", counted)
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    async with Models() as models:
+        models.get("openai-chat:gpt-4o")
+        models.get("openai-chat:gpt-4o-mini")
+    assert len(contexts) == made, "behind a proxy httpx2 makes its own two"
