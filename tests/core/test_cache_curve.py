@@ -3,6 +3,8 @@
 from hashlib import sha256
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.core.cache_curve import CacheCurve
 
@@ -64,3 +66,35 @@ def test_a_lifetime_shorter_than_the_return_of_a_question_is_named() -> None:
 
 def test_few_questions_prove_nothing() -> None:
     assert played(19, 10, max_bytes=100).recommendations() == []
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=200), st.sampled_from([400, 1000, 2600, 10_000]))
+def test_each_size_has_the_hits_of_a_cache_of_that_size(asked: list[int], max_bytes: int) -> None:
+    curve = CacheCurve(max_bytes=max_bytes, ttl_s=3600.0, share=1, clock=Clock())
+    for key in asked:
+        curve.record(digest(key), 100)
+    for size, ratio in curve.by_size().items():
+        kept, hits = list[int](), 0
+        for key in asked:
+            hits += key in kept
+            kept = [key, *(other for other in kept if other != key)][: size // 100]
+        assert ratio == hits / len(asked)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2000)), min_size=1, max_size=200))
+def test_each_lifetime_has_the_hits_of_entries_that_live_as_long(asked: list[tuple[int, int]]) -> None:
+    clock = Clock()
+    curve = CacheCurve(max_bytes=10**6, ttl_s=100.0, share=1, clock=clock)
+    moments = list[tuple[int, float]]()
+    for key, pause_s in asked:
+        clock.now += pause_s
+        moments.append((key, clock.now))
+        curve.record(digest(key), 100)
+    for life_s, ratio in curve.by_ttl().items():
+        stored, hits = dict[int, float](), 0
+        for key, now in moments:
+            if key in stored and now - stored[key] < life_s:
+                hits += 1
+            else:
+                stored[key] = now
+        assert ratio == hits / len(asked)
