@@ -5,7 +5,8 @@ everything that is measured, and with none of it (`benchmarks.unmeasured_server`
 machine may be shared; median of the ratios with extremes. There is no socket in it.
 
 `--served` measures a server over HTTP instead, on 32 connections, that records and does not record in turn. It is what
-a hit's rate is judged by. With `--control` it records in both: what is told then is the error of the instrument.
+a hit's rate is judged by. With `--control` it records in all turns: what is told then is the
+error of the instrument.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from time import perf_counter, process_time
+from time import perf_counter, process_time, sleep
 from unittest.mock import patch
 from urllib.parse import urlsplit
 
@@ -30,16 +31,19 @@ from app.api.front_door import FrontDoor
 from app.api.known_questions import PATH
 from app.config import load_settings
 from app.core.metrics import Metrics
+from app.core.run import Answer, Usage
+from app.core.story import Story
 from app.load import NONCE
 from app.main import create_app
 from app.runtime import prepare
 from benchmarks.running import LOAD_CORES, Running, fake_provider, homes, pinned, send, serve
 from benchmarks.subjects import MNEMOSINE
-from benchmarks.unmeasured_server import GO_ON, INSTEAD, STOP
+from benchmarks.unmeasured_server import ALL, INSTEAD, NOTHING, REQUESTS
 
 PASSWORD = "a password for benchmarks"
 QUESTIONS = 64
 """Asked in turn, since the cache follows a quarter of its keys more closely than the others."""
+QUIET_S = 2.0
 
 
 async def round_of(door: FrontDoor, token: str, hits: int) -> float:
@@ -73,12 +77,15 @@ async def teach(door: FrontDoor, token: str) -> None:
             assert reply.status_code == 200, reply.text
 
 
-def single(record: Callable[[], object], times: int = 200_000) -> float:
-    """Microseconds for one call."""
-    began = perf_counter()
-    for _ in range(times):
-        record()
-    return (perf_counter() - began) / times * 1e6
+def single(record: Callable[[], object], *, times: int = 2000, rounds: int = 100) -> float:
+    """Microseconds for one call, in the quietest of all rounds: what it does is the same in each."""
+    found: list[float] = []
+    for _ in range(rounds):
+        began = perf_counter()
+        for _ in range(times):
+            record()
+        found.append(perf_counter() - began)
+    return min(found) / times * 1e6
 
 
 async def measure(rounds: int, hits: int) -> None:
@@ -116,12 +123,16 @@ async def measure(rounds: int, hits: int) -> None:
     print(f"difference        {100 * statistics.median(ratios):6.1f} %  ({100 * ratios[0]:.1f}–{100 * ratios[-1]:.1f})")
     print(f"one report        {report_ms:6.2f} ms of CPU, twice a second: {report_ms / 5:.2f} % of a core")
     metrics = Metrics()
+    told = Answer(id="r", output="", agent="default", model="m", usage=Usage(), cost_usd=None, model_s=0.1, cache="HIT")
     histogram = metrics.histogram("database_wait_seconds")
     counter = metrics.counter("cache_stores")
     print(f"a histogram       {single(lambda: histogram.record(0.0123)):6.2f} µs")
     print(f"a counter         {single(counter.add):6.2f} µs")
-    whole = single(lambda: metrics.record_request("POST /x", 200, 0.012, 0.01, request_id="r"))
-    print(f"a whole request   {whole:6.2f} µs (two histograms, a counter, an example)")
+    hit = ("admin", told, 1.0, 3600.0)
+    whole = single(lambda: metrics.record_request("POST /x", 200, 0.012, 0.0, "r", 1.0, hit))
+    print(f"a hit             {whole:6.2f} µs (two histograms, a counter, an example, a story)")
+    whole = single(lambda: metrics.record_request("POST /x", 200, 0.012, 0.01, "r", 1.0, Story("admin")))
+    print(f"a prompt          {whole:6.2f} µs (the same)")
 
 
 def cpu_s(server: Running) -> float:
@@ -151,66 +162,90 @@ def hit_all(lines: list[socket.socket], asked: Iterator[bytes], times: int) -> N
 
 
 def compare_served(rounds: int, hits: int, connections: int, *, control: bool) -> None:
-    """Print the CPU of a hit with and without recording, and the median of their ratios with its 95 % interval.
+    """Print the CPU of a hit with and without recording, and what the reports take beside them.
 
-    One server in many turns, each way first in every other: what else the machine does falls on both alike. Each turn
-    is long enough for a report to fall into it. As a `control` it goes on recording in both.
+    One server in many turns, each way first in every other: what else the machine does falls on both alike. Reports
+    come by the clock, and a machine that is shared gives a server more clock for its CPU than one of its own: hence
+    they are left out of the turns, and measured for themselves while hardly anybody asks. As a `control` the server
+    does the same in all turns.
     """
     subject = replace(
         MNEMOSINE, environment=None, command=("-m", "benchmarks.unmeasured_server", *MNEMOSINE.command[2:])
     )
-    way = MNEMOSINE.ways["cached"]
     pinned(LOAD_CORES)()
     with ExitStack() as stack:
         provider = stack.enter_context(fake_provider())
         folders = stack.enter_context(homes((subject,)))
         server = stack.enter_context(serve(subject, provider, folders[subject.name]))
-        address = urlsplit(server.url)
-        asked: list[bytes] = []
-        for number in range(QUESTIONS):
-            for _ in range(2):
-                assert send(server, way, f"metrics-{number}")[0] == 200
-            body = way.body.replace(NONCE, f"metrics-{number}").encode()
-            head = (
-                f"POST {way.path} HTTP/1.1\r\nhost: {address.netloc}\r\n"
-                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-                f"authorization: Bearer {server.token}\r\n\r\n"
-            )
-            asked.append(head.encode() + body)
-        place = (str(address.hostname), int(address.port or 80))
+        place = (str(urlsplit(server.url).hostname), int(urlsplit(server.url).port or 80))
+        asked = cycle(questions(server))
         lines = [stack.enter_context(socket.create_connection(place, timeout=60)) for _ in range(connections)]
-        ask_all = cycle(asked)
         times = max(1, hits // connections)
-        found: tuple[list[float], list[float]] = ([], [])
-        for turn in range(-1, rounds):
-            for at in (0, 1) if turn % 2 else (1, 0):
-                if not control:
-                    server.process.send_signal(STOP if at else GO_ON)
-                hit_all(lines, ask_all, 20)  # the interpreter finds out what has become of the methods
-                began = cpu_s(server)
-                hit_all(lines, ask_all, times)
-                used_s = cpu_s(server) - began
-                if turn >= 0:  # the first one warms up
-                    found[at].append(used_s / (times * connections) * 1e6)
-    for name, one in zip(("everything", "everything" if control else "nothing"), found, strict=True):
+
+        def turn_of_hits() -> float:
+            hit_all(lines, asked, 20)  # the interpreter finds out what has become of the methods
+            began = cpu_s(server)
+            hit_all(lines, asked, times)
+            return (cpu_s(server) - began) / (times * connections) * 1e6
+
+        def quiet_turn() -> float:
+            began, began_at = cpu_s(server), perf_counter()
+            while perf_counter() < began_at + QUIET_S:
+                hit_all(lines[:1], asked, 10)
+                sleep(0.05)
+            return 100 * (cpu_s(server) - began) / (perf_counter() - began_at)
+
+        def in_turn(turns: int, action: Callable[[], float], ways: tuple[int, int]) -> tuple[list[float], list[float]]:
+            found: tuple[list[float], list[float]] = ([], [])
+            for turn in range(-1, turns):
+                for at in (0, 1) if turn % 2 else (1, 0):
+                    server.process.send_signal(ways[0] if control else ways[at])
+                    measured = action()
+                    if turn >= 0:  # the first one warms up
+                        found[at].append(measured)
+            return found
+
+        found = in_turn(rounds, turn_of_hits, (REQUESTS, NOTHING))
+        quiet = in_turn(max(2, rounds // 10), quiet_turn, (ALL, REQUESTS))
+    for name, one in zip(("recording", "recording" if control else "nothing"), found, strict=True):
         low, _, high = statistics.quantiles(one, n=4)
         print(f"with {name:<12} {statistics.median(one):6.2f} µs of CPU a hit  (quarters {low:.2f}–{high:.2f})")
     ratios = sorted(a / b - 1 for a, b in zip(*found, strict=True))
+    more = statistics.median(ratios)
     # Of n values in order, the median of what they were drawn from lies between these two 95 times of 100.
     reach = int(0.98 * rounds**0.5) + 1
     low, high = ratios[max(0, rounds // 2 - reach)], ratios[min(rounds - 1, rounds // 2 + reach)]
-    print(f"difference        {100 * statistics.median(ratios):6.2f} %  (95 %: {100 * low:.2f}–{100 * high:.2f})")
-    print(f"all turns in one  {100 * (sum(found[0]) / sum(found[1]) - 1):6.2f} %")
-    saved = 1 / (1 + statistics.median(ratios)) - 1
-    print(f"of the rate       {100 * saved:6.2f} %, {rounds} turns of {times * connections} hits each")
+    print(f"difference        {100 * more:6.2f} %  (95 %: {100 * low:.2f}–{100 * high:.2f})")
+    by_clock = sorted(a - b for a, b in zip(*quiet, strict=True))
+    reports = statistics.median(by_clock)
+    print(f"the reports       {reports:6.2f} % of a core  ({by_clock[0]:.2f}–{by_clock[-1]:.2f})")
+    kept = (1 - reports / 100) / (1 + more)
+    print(f"of the rate       {100 * (kept - 1):6.2f} %, {rounds} turns of {times * connections} hits each")
+
+
+def questions(server: Running) -> list[bytes]:
+    """Requests that `server` answers from memory."""
+    way = MNEMOSINE.ways["cached"]
+    asked: list[bytes] = []
+    for number in range(QUESTIONS):
+        for _ in range(2):
+            assert send(server, way, f"metrics-{number}")[0] == 200
+        body = way.body.replace(NONCE, f"metrics-{number}").encode()
+        head = (
+            f"POST {way.path} HTTP/1.1\r\nhost: {urlsplit(server.url).netloc}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"authorization: Bearer {server.token}\r\n\r\n"
+        )
+        asked.append(head.encode() + body)
+    return asked
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_of_metrics", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--hits", type=int, default=3000)
-    parser.add_argument("--served", action="store_true", help="a server over HTTP; take --rounds 100 --hits 10000")
-    parser.add_argument("--control", action="store_true", help="with --served: record in both")
+    parser.add_argument("--served", action="store_true", help="a server over HTTP; take --rounds 200 --hits 2000")
+    parser.add_argument("--control", action="store_true", help="with --served: record in all turns")
     options = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if options.served:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Coroutine, Generator
 from contextlib import contextmanager, suppress
+from time import perf_counter
 from types import coroutine
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +18,7 @@ from app.api.limits import limit_headers
 from app.api.problems import internal_error, problem
 from app.api.visit import Visit, begin_visit, open_visit
 from app.core.metrics import Metrics
-from app.core.story import current
+from app.core.story import Story, current
 from app.errors import InvalidRequest, MnemosineError, PayloadTooLarge, Unavailable, UnsupportedMedia
 from app.logs import request_id
 
@@ -114,7 +115,8 @@ class FrontDoor:
         answer = known.answer_at_once(self.api.state.runtime, request, headers, visit)
         if answer is None:
             return None
-        self._count(ROUTE, visit, 200)
+        elapsed_s = perf_counter() - visit.started
+        self.metrics.record_request(ROUTE, 200, elapsed_s, 0.0, visit.request_id, visit.started, visit.hit)
         if _access.isEnabledFor(logging.INFO):
             with _as_request(visit.request_id):
                 _access.info("POST %s 200 %.1f ms", PATH, visit.elapsed_ms)
@@ -195,15 +197,15 @@ class FrontDoor:
         return True
 
     def _count(self, name: str, visit: Visit, status: int) -> None:
-        elapsed_ms = visit.elapsed_ms
+        elapsed_s = perf_counter() - visit.started
         model_ms = visit.stages_ms.get("model")
         # A failure may have come before, in or after the model; nobody knows how long that took.
         model_s = None if model_ms is None and status >= 500 else (model_ms or 0.0) / 1000
-        elapsed_s = elapsed_ms / 1000
-        now = self.metrics.record_request(name, status, elapsed_s, model_s, request_id=visit.request_id)
+        story = visit.hit or visit.story
         # What nobody signed in for and what went well is not worth a place: health checks, pages.
-        if visit.story.caller_id is not None or status >= 500 or not status:
-            self.metrics.stories.add(visit.request_id, now, name, status, visit.started, elapsed_s, visit.story)
+        if isinstance(story, Story) and story.caller_id is None and 0 < status < 500:
+            story = None
+        self.metrics.record_request(name, status, elapsed_s, model_s, visit.request_id, visit.started, story)
 
 
 def _check_url(scope: Scope) -> None:

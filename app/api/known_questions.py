@@ -140,7 +140,6 @@ class KnownQuestions:
         if allowance is None:
             return None
         visit.allowance = allowance
-        visit.story.caller_id = caller.id
         return self._tell(runtime, known, held, caller, request, headers, visit)
 
     def _find(self, runtime: "Runtime", request: bytes) -> tuple[_Known, Recalled] | None:
@@ -176,9 +175,7 @@ class KnownQuestions:
             self._by_request.move_to_end(request)
         runtime.cache.count_hit(known.agent, known.digest, len(kept.value), known.answer)
         runtime.runs.count_hit(caller, known.answer)
-        story = visit.story
-        story.agent, story.model = known.agent, known.answer.model
-        story.answered = (known.answer.id, known.answer.model, "HIT", (), age_s, left_s)
+        visit.hit = (caller.id, known.answer, age_s, left_s)
         before = b'{"id":"%b",' % new_id().encode()
         reply = reply_of(kept.value)
         after = b',"processing_time_ms":%.3f}' % visit.elapsed_ms

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.core.identity import new_id
 from app.core.rate_limiter import Allowance
-from app.core.story import Story
+from app.core.story import Hit, Story
 
 _SCOPE_KEY = "mnemosine.visit"
 _SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
@@ -28,7 +28,16 @@ class Visit:
     request_digest: bytes | None = None
     """What this request may be known by, should it come again; see `known_questions`."""
 
-    story: Story = field(default_factory=Story)
+    hit: Hit | None = None
+    """The answer from memory that this was, where nothing else is to be told of it."""
+    _story: Story | None = None
+
+    @property
+    def story(self) -> Story:
+        """What it met, told by the rooms. It begins when it is asked for, since a hit has none."""
+        if self._story is None:
+            self._story = Story()
+        return self._story
 
     @property
     def elapsed_ms(self) -> float:

@@ -1,10 +1,12 @@
 """Counting and measuring: counters, levels and log-bucket histograms that add up over workers and over time.
 
 Everything recorded only grows (levels apart), so a window is the difference of two snapshots and a server is the sum
-of its workers. Belongs to the event loop's thread; recording takes no lock.
+of its workers. Belongs to the event loop's thread; recording takes no lock. Requests are noted down as they end and
+worked out together; whoever reads finds all of them.
 """
 
 from bisect import bisect_left
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
@@ -12,7 +14,7 @@ from time import time
 from typing import Any, Literal
 from uuid import uuid4
 
-from app.core.story import Stories
+from app.core.story import Ended, Hit, Stories, Story
 
 RELATIVE_ERROR = 0.005
 """A percentile is this close to the true one, or closer: half of the one per cent that is promised."""
@@ -32,6 +34,9 @@ WINDOWS_S: dict[Window, float] = {"1m": 60.0, "5m": 300.0, "60m": 3600.0}
 
 Key = tuple[str, ...]
 """A series: the name of its family, then the values of its labels."""
+
+_TOGETHER = 64
+"""So many requests are worked out together, which costs each a third of what it would cost alone."""
 
 OTHER = "other"
 """The label value of whatever came after a family was full."""
@@ -60,29 +65,27 @@ class Histogram:
         self.total = 0.0
         self.largest = 0.0
 
-    def record(self, value: float) -> int:
-        """Count one `value`; gives its bucket. What is not above a millionth counts as zero, above 1e9 as 1e9."""
-        if value > self.largest:
-            value = self.largest = min(value, _LARGEST)
-        index = int(log(value) * _PER_E + _OFFSET) if value > _SMALLEST else 0
-        try:
-            self.buckets[index] += 1
-        except KeyError:
-            self.buckets[index] = 1
-        if index:
-            self.total += value
-        return index
+    def record(self, *values: float) -> None:
+        """Count these `values`. What is not above a millionth counts as zero, above 1e9 as 1e9."""
+        buckets, largest, total = self.buckets, self.largest, self.total
+        for value in values:
+            if value > largest:
+                value = largest = min(value, _LARGEST)
+            if value > _SMALLEST:
+                total += value
+                index = int(log(value) * _PER_E + _OFFSET)
+            else:
+                index = 0
+            buckets[index] = buckets.get(index, 0) + 1
+        self.largest, self.total = largest, total
 
-    def count(self, index: int, value: float) -> None:
-        """Count one `value` whose bucket is known from a histogram that has recorded it."""
-        if value > self.largest:
-            value = self.largest = min(value, _LARGEST)
-        try:
-            self.buckets[index] += 1
-        except KeyError:
-            self.buckets[index] = 1
-        if index:
-            self.total += value
+    def add(self, other: "Histogram") -> None:
+        """Count all that the `other` has recorded."""
+        buckets = self.buckets
+        for index, count in other.buckets.items():
+            buckets[index] = buckets.get(index, 0) + count
+        self.total += other.total
+        self.largest = max(self.largest, other.largest)
 
 
 @dataclass(slots=True)
@@ -282,15 +285,36 @@ Example = tuple[str, float, float]
 
 
 class Route:
-    """The series of one route, held together so that one request costs one look-up."""
+    """The series of one route, held together so that many requests cost one look-up."""
 
-    __slots__ = ("examples", "overhead", "response", "statuses")
+    __slots__ = ("_both", "_overhead", "_response", "_statuses", "examples")
 
     def __init__(self, statuses: Sequence[Counter], response: Histogram, overhead: Histogram) -> None:
-        self.statuses = statuses
-        self.response = response
-        self.overhead = overhead
         self.examples: dict[int, Example] = {}
+        self._statuses = statuses
+        self._response = response
+        self._overhead = overhead
+        self._both = Histogram()
+        """What both have to count: where no model took part, all of the time was our own."""
+
+    def add(self, requests: Sequence[Ended]) -> None:
+        """Take these `requests` in, in the order in which they ended; `settle` counts them."""
+        for status, times in Tally([ended[3] for ended in requests]).items():
+            self._statuses[status // 100 if 100 <= status < 600 else 5].value += times
+        self._both.record(*[ended[5] for ended in requests if ended[6] == 0])
+        for seconds, model_s in [(ended[5], ended[6]) for ended in requests if ended[6] != 0]:
+            self._response.record(seconds)
+            if model_s is not None:
+                self._overhead.record(seconds - model_s)
+        last = {bisect_left(BOUNDS_S, ended[5]): ended for ended in requests if ended[0] is not None}
+        for place, (request_id, at, _, _, _, seconds, _, _) in last.items():
+            self.examples[place] = (str(request_id), seconds, at)
+
+    def settle(self) -> None:
+        """Bring the histograms up to date."""
+        self._response.add(self._both)
+        self._overhead.add(self._both)
+        self._both = Histogram()
 
 
 class Metrics:
@@ -303,8 +327,9 @@ class Metrics:
         self.founder = uuid4().hex
         """The same in all processes that were forked after this was made."""
         self.in_flight = 0
-        self.stories = Stories(clock=clock)
         self._clock = clock
+        self._ended: list[Ended] = []
+        self._stories = Stories(clock=clock)
         self._max_series = max_series
         self._counters: dict[Key, Counter] = {}
         self._histograms: dict[Key, Histogram] = {}
@@ -330,27 +355,25 @@ class Metrics:
         return found
 
     def record_request(
-        self, route: str, status: int, elapsed_s: float, model_s: float | None = 0.0, *, request_id: str | None = None
-    ) -> float:
-        """Count one answered request; gives the time, in seconds since 1970.
+        self,
+        route: str,
+        status: int,
+        elapsed_s: float,
+        model_s: float | None = 0.0,
+        request_id: str | None = None,
+        started: float = 0.0,
+        story: Story | Hit | None = None,
+    ) -> None:
+        """Count one answered request.
 
         `route` is a template such as `GET /items/{id}`, never a path. `model_s` is `None` where nobody knows how
-        much of it was the model's; the overhead is then not recorded.
-        With a `request_id` it becomes the example of all that take about as long.
+        much of it was the model's; the overhead is then not recorded. With a `request_id` it becomes the example of
+        all that take about as long. A `story` is kept; it `started` then, on the `perf_counter` clock.
         """
-        series = self._routes.get(route)
-        if series is None:
-            series = self._add_route(route)
-        series.statuses[status // 100 if 100 <= status < 600 else 5].value += 1
-        index = series.response.record(elapsed_s)
-        if model_s == 0:
-            series.overhead.count(index, elapsed_s)
-        elif model_s is not None:
-            series.overhead.record(elapsed_s - model_s)
-        now = self._clock()
-        if request_id is not None:
-            series.examples[bisect_left(BOUNDS_S, elapsed_s)] = (request_id, elapsed_s, now)
-        return now
+        ended = self._ended
+        ended.append((request_id, self._clock(), route, status, started, elapsed_s, model_s, story))
+        if len(ended) >= _TOGETHER:
+            self._work_out()
 
     def record_model_call(
         self,
@@ -385,12 +408,22 @@ class Metrics:
         if refused:
             self.counter("slot_refusals", slot).add()
 
+    @property
+    def stories(self) -> Stories:
+        """The last stories, and the slowest."""
+        self._work_out()
+        return self._stories
+
     def examples(self) -> dict[str, dict[int, Example]]:
         """By route: for each of `BOUNDS_S` (and one beyond) the last request that took as long."""
+        self._work_out()
         return {route: dict(series.examples) for route, series in self._routes.items() if series.examples}
 
     def snapshot(self) -> Snapshot:
         """Everything counted so far, as a copy."""
+        self._work_out()
+        for series in self._routes.values():
+            series.settle()
         return Snapshot(
             {key: counter.value for key, counter in self._counters.items()},
             {
@@ -399,9 +432,24 @@ class Metrics:
             },
         )
 
+    def _work_out(self) -> None:
+        """Count what was noted down, and keep its stories."""
+        ended, self._ended = self._ended, []
+        by_route: dict[str, list[Ended]] = {}
+        for one in ended:
+            by_route.setdefault(one[2], []).append(one)
+        for route, requests in by_route.items():
+            series = self._routes.get(route)
+            if series is None:
+                series = self._add_route(route)
+            series.add(requests)
+        self._stories.add(ended)
+
     def _add_route(self, route: str) -> Route:
         if len(self._routes) >= self._max_series:
             route = OTHER
+            if route in self._routes:
+                return self._routes[route]
         statuses = [self.counter("requests", route, f"{hundred or 1}xx") for hundred in range(6)]
         series = Route(statuses, self.histogram("response_seconds", route), self.histogram("overhead_seconds", route))
         self._routes[route] = series

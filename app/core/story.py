@@ -2,12 +2,12 @@
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import count
 from time import perf_counter, time
-from typing import Any
+from typing import Any, Self
 
 from pydantic_core import from_json, to_json
 
@@ -39,6 +39,13 @@ class Story:
     attempts: list[Attempt] = field(default_factory=list[Attempt])
     """The requests to models that were made on its behalf, also where none succeeded."""
 
+    @classmethod
+    def of_hit(cls, hit: "Hit") -> Self:
+        """The story of an answer that came from memory before anybody began to tell one."""
+        caller_id, answer, age_s, ttl_s = hit
+        told = (answer.id, answer.model, answer.cache, answer.differs, age_s, ttl_s)
+        return cls(caller_id, agent=answer.agent, model=answer.model, answered=told)
+
     def end(self, answer: Answer) -> None:
         """Tell where the answer came from. What it says is forgotten here."""
         self.answered = (answer.id, answer.model, answer.cache, answer.differs, answer.age_s, answer.ttl_s)
@@ -48,6 +55,14 @@ class Story:
         if len(self.steps) < _MAX_STEPS:
             self.steps.append((name, began, perf_counter() - began))
 
+
+Hit = tuple[str, Answer, float, float]
+"""What there is to tell of a known question: its caller's id, the answer, and its age and time to live in seconds."""
+
+Ended = tuple[str | None, float, str, int, float, float, float | None, Story | Hit | None]
+"""A request that is over: its id, when it was answered (seconds since 1970), its route and status, when it began on the
+`perf_counter` clock, its seconds, those of the model (`None` where nobody knows), and its story, where that is worth a
+place. No class: one is made for every request, most are soon forgotten, and a class would cost ten times as much."""
 
 current: ContextVar[Story | None] = ContextVar("story", default=None)
 """The story of the request that this task serves; a run that others share is told in that of who began it."""
@@ -60,8 +75,7 @@ def tell(name: str, began: float) -> None:
         story.step(name, began)
 
 
-# Not frozen: that would triple the cost of making one, and one is made for every request.
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Told:
     """A finished story with its frame."""
 
@@ -74,10 +88,19 @@ class Told:
     seconds: float
     story: Story
 
+    @classmethod
+    def of(cls, ended: Ended) -> Self:
+        """The same with names."""
+        request_id, at, route, status, started, seconds, _, story = ended
+        assert request_id is not None
+        assert story is not None
+        whole = story if isinstance(story, Story) else Story.of_hit(story)
+        return cls(request_id, at, route, status, started, seconds, whole)
+
     @property
     def is_remarkable(self) -> bool:
         """Whether it failed, was slow, or asked a model."""
-        return self.status >= 500 or self.seconds > 1 or bool(self.story.attempts)
+        return is_remarkable(self.status, self.seconds, self.story)
 
     def plain(self, pid: int) -> dict[str, Any]:
         """The story in the words of the performance API, who asked included; small enough to be kept by hundreds."""
@@ -119,7 +142,7 @@ class Told:
 
 
 class Stories:
-    """The last stories of this worker and the slowest of the last hour; adding one costs under a microsecond.
+    """The last stories of this worker and the slowest of the last hour.
 
     Of remarkable requests the last `size` are kept, of all others the last `plain_size`: more of those would push
     out what is worth a look, and their memory, always another, cost a hit more than all else that is recorded.
@@ -127,42 +150,37 @@ class Stories:
 
     def __init__(self, *, size: int = 512, plain_size: int = 48, clock: Callable[[], float] = time) -> None:
         self._clock = clock
-        self._recent: deque[Told] = deque(maxlen=size)
-        self._unshown: deque[Told] = deque(maxlen=size)
-        self._plain: deque[Told] = deque(maxlen=plain_size)
-        self._plain_unshown: deque[Told] = deque(maxlen=plain_size)
-        self._slowest: list[tuple[float, float, int, Told]] = []
+        self._recent: deque[Ended] = deque(maxlen=size)
+        self._unshown: deque[Ended] = deque(maxlen=size)
+        self._plain: deque[Ended] = deque(maxlen=plain_size)
+        self._plain_unshown: deque[Ended] = deque(maxlen=plain_size)
+        self._slowest: list[tuple[float, float, int, Ended]] = []
         self._numbers = count()
         """Of two that took as long at the same moment, one has to come first."""
 
-    def add(
-        self, request_id: str, at: float, route: str, status: int, started: float, seconds: float, story: Story
-    ) -> None:
-        """Keep the story of a request that was answered `at` this time."""
-        told = Told(request_id, at, route, status, started, seconds, story)
-        if told.is_remarkable:
-            self._recent.append(told)
-            self._unshown.append(told)
-        else:
-            self._plain.append(told)
-            self._plain_unshown.append(told)
-        slowest = self._slowest
-        if len(slowest) == _SLOWEST and seconds <= slowest[0][0]:
-            return
-        if _WATCHING in route:
-            return  # Who looks at numbers is not what they are about.
-        if len(slowest) < _SLOWEST:
-            heapq.heappush(slowest, (seconds, at, next(self._numbers), told))
-        else:
-            heapq.heapreplace(slowest, (seconds, at, next(self._numbers), told))
+    def add(self, requests: Iterable[Ended]) -> None:
+        """Keep the stories that these `requests` have, in the order in which they ended."""
+        plain: list[Ended] = []
+        bar_s = self._bar_s()
+        for ended in requests:
+            _, _, _, status, _, seconds, _, story = ended
+            if story is None:
+                continue
+            if is_remarkable(status, seconds, story):
+                self._recent.append(ended)
+                self._unshown.append(ended)
+            else:
+                plain.append(ended)
+            if seconds > bar_s:
+                self._add_slow(ended)
+                bar_s = self._bar_s()
+        self._plain.extend(plain)
+        self._plain_unshown.extend(plain)
 
     def find(self, request_id: str) -> Told | None:
         """The last story of this request, if it is still known here."""
-        return max(
-            (told for told in (*self._recent, *self._plain) if told.request_id == request_id),
-            key=lambda told: told.at,
-            default=None,
-        )
+        known = [ended for ended in (*self._recent, *self._plain) if ended[0] == request_id]
+        return Told.of(max(known, key=_answered_at)) if known else None
 
     def slowest(self) -> list[Told]:
         """The slowest of the last hour, the slowest first."""
@@ -170,14 +188,35 @@ class Stories:
         if any(at < since for _, at, _, _ in self._slowest):
             self._slowest = [entry for entry in self._slowest if entry[1] >= since]
             heapq.heapify(self._slowest)
-        return [told for _, _, _, told in sorted(self._slowest, key=lambda entry: -entry[0])]
+        return [Told.of(ended) for _, _, _, ended in sorted(self._slowest, key=lambda entry: -entry[0])]
 
     def take_unshown(self) -> list[Told]:
         """What came since this was asked last, to be shown to other workers."""
-        fresh = sorted((*self._unshown, *self._plain_unshown), key=lambda told: told.at)
+        fresh = sorted((*self._unshown, *self._plain_unshown), key=_answered_at)
         self._unshown.clear()
         self._plain_unshown.clear()
-        return fresh
+        return [Told.of(ended) for ended in fresh]
+
+    def _bar_s(self) -> float:
+        """What a request must have taken longer than, to be one of the slowest."""
+        return self._slowest[0][0] if len(self._slowest) == _SLOWEST else -1.0
+
+    def _add_slow(self, ended: Ended) -> None:
+        _, at, route, _, _, seconds, _, _ = ended
+        if _WATCHING in route:
+            return  # Who looks at numbers is not what they are about.
+        heapq.heappush(self._slowest, (seconds, at, next(self._numbers), ended))
+        if len(self._slowest) > _SLOWEST:
+            heapq.heappop(self._slowest)
+
+
+def is_remarkable(status: int, seconds: float, story: Story | Hit) -> bool:
+    """Whether a request failed, was slow, or asked a model."""
+    return status >= 500 or seconds > 1 or (isinstance(story, Story) and bool(story.attempts))
+
+
+def _answered_at(ended: Ended) -> float:
+    return ended[1]
 
 
 def written(told: Told, pid: int) -> bytes:

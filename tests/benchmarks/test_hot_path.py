@@ -14,7 +14,7 @@ import pytest
 from tests.process import ROOT
 
 MOST = {
-    "hit": {"calls": 159, "instructions": 2_158},
+    "hit": {"calls": 146, "instructions": 1_840},
     "prompt": {"calls": 1_917, "instructions": 25_265},
     "stream": {"calls": 3_113, "instructions": 41_572},
 }

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic_core import from_json, to_json
 
 from app.core.metrics import BOUNDS_S, OTHER, Histogram, Metrics, Snapshot, merge
+from app.core.story import Story
 
 
 def _true_percentile(values: list[float], q: float) -> float:
@@ -90,6 +91,8 @@ def test_labels_are_bounded_and_nothing_is_lost() -> None:
     snapshot = metrics.snapshot()
     assert snapshot.count("requests") == 1000
     assert snapshot.count("requests", route=OTHER) == 990
+    assert snapshot.distribution("response_seconds").count == 1000
+    assert snapshot.distribution("overhead_seconds", route=OTHER).count == 990
     assert snapshot.count("model_retries") == 1000
     assert len(snapshot.counts) < 200
 
@@ -110,3 +113,43 @@ def test_each_bucket_has_the_last_request_as_its_example() -> None:
         metrics.record_request("GET /x", 200, 0.07, request_id=f"fast-{number}")
     metrics.record_request("GET /x", 200, 700, request_id="slow")
     assert metrics.examples() == {"GET /x": {6: ("fast-2", 0.07, 1000.0), len(BOUNDS_S): ("slow", 700, 1000.0)}}
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(
+                st.sampled_from(["GET /x", "GET /y"]),
+                st.sampled_from([200, 404, 503]),
+                st.floats(0.001, 100),
+                st.sampled_from([0.0, 0.0005, None]),
+            ),
+            st.just("read"),
+        ),
+        max_size=300,
+    )
+)
+def test_a_reader_finds_every_request_whenever_it_reads(
+    events: list[tuple[str, int, float, float | None] | str],
+) -> None:
+    metrics = Metrics()
+    told: list[tuple[str, int, float, float | None]] = []
+    for event in [*events, "read"]:
+        if not isinstance(event, str):
+            metrics.record_request(*event, request_id=f"number {len(told)}", story=Story())
+            told.append(event)
+            continue
+        snapshot = metrics.snapshot()
+        for route in ("GET /x", "GET /y"):
+            those = [one for one in told if one[0] == route]
+            assert snapshot.count("requests", route=route, status="5xx") == sum(one[1] == 503 for one in those)
+            response = snapshot.distribution("response_seconds", route=route)
+            assert response.count == len(those)
+            assert response.total == pytest.approx(sum(one[2] for one in those))
+            assert response.largest == max((one[2] for one in those), default=0)
+            overhead = snapshot.distribution("overhead_seconds", route=route)
+            assert overhead.total == pytest.approx(sum(one[2] - one[3] for one in those if one[3] is not None))
+        if told:
+            last = f"number {len(told) - 1}"
+            assert metrics.stories.find(last) is not None
+            assert last in {name for places in metrics.examples().values() for name, _, _ in places.values()}

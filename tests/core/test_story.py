@@ -1,14 +1,16 @@
 """The last and the slowest stories of a worker."""
 
-from app.core.story import Stories, Story
+from app.core.story import Ended, Stories, Story
+
+
+def ended(request_id: str, at: float, status: int, seconds: float) -> Ended:
+    return (request_id, at, "POST /x", status, 0.0, seconds, 0.0, Story())
 
 
 def test_requests_that_took_as_long_at_the_same_moment_are_all_kept() -> None:
     stories = Stories(clock=lambda: 1000.0)
-    for number in range(30):
-        stories.add(f"request {number}", 1000.0, "POST /x", 200, 0.0, 0.25, Story())
-    for number in range(5):
-        stories.add(f"slow {number}", 1000.0, "POST /x", 200, 0.0, 0.5, Story())
+    stories.add(ended(f"request {number}", 1000.0, 200, 0.25) for number in range(30))
+    stories.add(ended(f"slow {number}", 1000.0, 200, 0.5) for number in range(5))
     slowest = stories.slowest()
     assert len(slowest) == 20
     assert {told.request_id for told in slowest[:5]} == {f"slow {number}" for number in range(5)}
@@ -16,9 +18,8 @@ def test_requests_that_took_as_long_at_the_same_moment_are_all_kept() -> None:
 
 def test_plain_requests_push_out_no_remarkable_one() -> None:
     stories = Stories(size=4, plain_size=2, clock=lambda: 1000.0)
-    stories.add("failed", 1000.0, "POST /x", 500, 0.0, 0.01, Story())
-    for number in range(10):
-        stories.add(f"hit {number}", 1001.0 + number, "POST /x", 200, 0.0, 0.01, Story())
+    stories.add([ended("failed", 1000.0, 500, 0.01)])
+    stories.add(ended(f"hit {number}", 1001.0 + number, 200, 0.01) for number in range(10))
     assert stories.find("failed") is not None
     assert stories.find("hit 9") is not None
     assert stories.find("hit 7") is None
