@@ -18,7 +18,7 @@ from app.core import model_providers
 from app.core.agent_code import load_agent
 from app.core.models import Models, provider_error
 from app.errors import BadConfiguration
-from tests.process import ROOT
+from tests.process import ROOT, free_port
 
 
 def refusal_of(model: str) -> str:
@@ -118,7 +118,7 @@ def run(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedP
 
 
 def serve(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    return run(folder, "serve", *arguments, **settings)
+    return run(folder, "serve", *arguments, **{"PORT": str(free_port()), **settings})
 
 
 @pytest.mark.parametrize(

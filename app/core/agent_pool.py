@@ -19,6 +19,7 @@ from app.core.agents import AgentDefinition, AnyAgent
 from app.core.direct_run import DirectAgent, Tier, tier_of
 from app.core.models import Models, provider_identity, provider_of
 from app.core.slots import OnWait, Samples, Slots
+from app.core.tool_servers import ToolServers
 from app.errors import Unavailable
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ _ENOUGH = 10
 class PooledAgent:
     """One live agent on one model, and how it is used."""
 
+    key: Key
     agent: AnyAgent
     model: Model[Any]
     definition: AgentDefinition
@@ -48,6 +50,10 @@ class PooledAgent:
     """No new lease; it is closed when the last one ends."""
     opened: asyncio.Future[None] | None = None
     """Where something has to be entered (MCP, a client of its own): done when its owner has entered it."""
+    tool_servers: ToolServers | None = None
+    """Those that its owner has entered."""
+    lost: bool = False
+    """A tool server went away: no new lease, and whoever comes waits until the last one has ended."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     owner: asyncio.Task[None] | None = None
     direct: DirectAgent | None = None
@@ -152,7 +158,8 @@ class AgentPool:
     async def lease(self, definition: AgentDefinition, *, model_name: str | None = None) -> AsyncGenerator[PooledAgent]:
         """A live agent and a slot for one run, for the length of the block.
 
-        Raises `BadConfiguration` where its model cannot be made, `Overloaded` where too many runs wait for a slot.
+        Raises `BadConfiguration` where its model cannot be made, `Overloaded` where too many runs wait for a slot,
+        `Unavailable` where a tool server of it is away.
         """
         name = model_name or definition.model
         model = await self._model(definition, name)
@@ -163,15 +170,14 @@ class AgentPool:
                 await one.take()
                 taken += 1
             entry = self._take(definition, model, name)
-            entry.leases += 1
+            if entry.opened is None:
+                entry.leases += 1
+            else:
+                entry = await self._open(entry, lambda: self._take(definition, model, name))
             try:
-                if entry.opened is not None:
-                    await asyncio.shield(entry.opened)
                 yield entry
             finally:
-                entry.leases -= 1
-                entry.last_used_at = self._clock()
-                self._settle()
+                self._give_back(entry)
         finally:
             for one in slots[:taken]:
                 one.give_back()
@@ -338,13 +344,13 @@ class AgentPool:
             self._note_return(key, now)
             began = perf_counter()
             agent = definition.build(model)
-            entry = PooledAgent(agent, model, definition, name, now, now, datetime.now(UTC))
+            entry = PooledAgent(key, agent, model, definition, name, now, now, datetime.now(UTC))
             if tier_of_definition(definition).asks_directly and not isinstance(model, FallbackModel):
                 entry.direct = DirectAgent(agent, model)
             self._entries[key] = entry
             if definition.open_tools or definition.own_model is not None:
                 entry.opened = asyncio.get_running_loop().create_future()
-                entry.owner = asyncio.create_task(self._own(key, entry, began), name=f"agent-{definition.name}")
+                entry.owner = asyncio.create_task(self._own(entry, began), name=f"agent-{definition.name}")
                 self._tasks.add(entry.owner)
                 entry.owner.add_done_callback(self._tasks.discard)
             else:
@@ -365,11 +371,57 @@ class AgentPool:
         if self._on_creation is not None:
             self._on_creation(seconds)
 
-    async def _own(self, key: Key, entry: PooledAgent, began: float) -> None:
+    async def _open(self, entry: PooledAgent, take: Callable[[], PooledAgent]) -> PooledAgent:
+        """`entry`, or what `take` gives after it was lost: leased, entered, and its tool servers are there."""
+        give_up_at = self._clock() + self._queue["wait_s"]
+        while True:
+            if not entry.lost:
+                entry.leases += 1
+                try:
+                    is_usable = await self._is_usable(entry)
+                except BaseException:
+                    self._give_back(entry)
+                    raise
+                if is_usable:
+                    return entry
+                self._give_back(entry)
+            assert entry.owner is not None
+            await asyncio.wait([entry.owner], timeout=max(0.0, give_up_at - self._clock()))
+            if not entry.owner.done():
+                away = f"a tool server of the agent {entry.definition.name} went away, and runs still hold on to it"
+                raise Unavailable(away, retry_after_s=5)
+            entry = take()
+
+    async def _is_usable(self, entry: PooledAgent) -> bool:
+        assert entry.opened is not None
+        await asyncio.shield(entry.opened)
+        if entry.tool_servers is not None and not await entry.tool_servers.are_there():
+            self._lose(entry)
+        return not entry.lost
+
+    def _lose(self, lost: PooledAgent) -> None:
+        if not lost.lost:
+            _log.warning("a tool server of the agent %s went away; it is called anew", lost.definition.name)
+        # One agent object can be open on several models; its sessions end when the last of them is left.
+        for entry in (lost, *self._entries.values()):
+            if entry.agent is lost.agent:
+                entry.lost = True
+                if not entry.leases:
+                    entry.closing.set()
+
+    def _give_back(self, entry: PooledAgent) -> None:
+        entry.leases -= 1
+        entry.last_used_at = self._clock()
+        if entry.lost and not entry.leases:
+            entry.closing.set()
+        self._settle()
+
+    async def _own(self, entry: PooledAgent, began: float) -> None:
         # MCP sessions want to be left in the task that entered them.
         assert entry.opened is not None
         try:
             async with entry.agent:
+                entry.tool_servers = ToolServers(entry.agent.toolsets, clock=self._clock)
                 self._created(perf_counter() - began)
                 entry.opened.set_result(None)
                 await entry.closing.wait()
@@ -388,8 +440,8 @@ class AgentPool:
             raise
         finally:
             # Whoever comes next gets a new one: nobody holds this one open any more.
-            if self._entries.get(key) is entry:
-                del self._entries[key]
+            if self._entries.get(entry.key) is entry:
+                del self._entries[entry.key]
 
     def _settle(self) -> None:
         if self._closed and not self.in_use:
