@@ -51,8 +51,8 @@ benchmarks/.venvs/locust.stamp: | python
 	@benchmarks/.venvs/locust/bin/python -m pip --disable-pip-version-check --quiet install 'locust>=2.40'
 	@touch $@
 
-soak: .venv/dev.stamp ## The slow tests: leaks, faults and recovery over minutes
-	$(BIN)/python -m pytest -m soak --timeout 3600
+soak: .venv/dev.stamp ## The slow tests, two at a time: leaks, faults and recovery over minutes, with a table
+	$(BIN)/python -m tests.soak $(ARGS)
 
 browser: ## Install Debian's Chromium with its driver, which the tests of the dashboard want (as root)
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver

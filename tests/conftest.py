@@ -1,5 +1,6 @@
-"""Fixtures that every test may ask for: the event loop, real databases and Redis, and a provider of models."""
+"""Fixtures that every test may ask for: real databases and Redis, a provider of models, and a table of figures."""
 
+import json
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from benchmarks.fake_provider import FakeProvider
 from tests import prepared
+from tests.figures import COLUMNS, PROPERTY, Figures, table
 from tests.servers import PostgresServer, RedisServer, ServerMissing
 
 SERVERS_OF_A_FOLDER = {"fuzz", "replicas", "wire", "workers"}
@@ -45,22 +47,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the figures of `tests/faults`, failed tests included; here, since this file is read in every process."""
+    """Print the figures, those of failed tests included; here, since this file is read in every process."""
     rows = [
-        (*value, outcome)
+        (*json.loads(str(value)), outcome)
         for outcome in ("passed", "failed")
         for report in terminalreporter.getreports(outcome)
         if report.when == "call"
         for name, value in report.user_properties
-        if name == "figure"
+        if name == PROPERTY
     ]
-    if not rows:
-        return
-    table = [("fault", "figure", "reached", "seed", "test"), *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(5)]
-    terminalreporter.section("figures of the faults")
-    for row in table:
-        terminalreporter.line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if rows:
+        terminalreporter.section("figures of the faults")
+        for line in table([COLUMNS, *rows]):
+            terminalreporter.line(line)
+
+
+@pytest.fixture
+def figures(record_property: Callable[[str, object], None]) -> Figures:
+    """Where a test notes its figures."""
+    return Figures(record_property)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from sqlalchemy import func, select
 
 from app.db.models import api_keys, conversation_entries, conversations, kept_replies
 from tests.application import Application, open_application
+from tests.figures import Figures
 
 T = TypeVar("T")
 
@@ -493,6 +494,11 @@ def test_the_application_does_what_the_model_says(tmp_path: Path, database_url: 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_the_application_does_what_the_model_says_at_length(tmp_path: Path, database_url: str) -> None:
+def test_the_application_does_what_the_model_says_at_length(
+    tmp_path: Path, database_url: str, figures: Figures
+) -> None:
+    examples = 200 if database_url.startswith("sqlite") else 50
     with living(tmp_path, database_url) as world:
-        compared(world, examples=200 if database_url.startswith("sqlite") else 50, steps=50)
+        compared(world, examples=examples, steps=50)
+    kind = database_url.partition("+")[0]
+    figures.note(f"accounts and their model, {kind}", "no divergence", f"none in {examples} examples of 50 steps")

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.counting_worker import latencies
+from tests.figures import Figures
 from tests.process import ROOT, ServerProcess, serving
 
 DEADLINE_S = 20.0
@@ -111,7 +112,7 @@ def test_a_killed_worker_is_counted_on_and_another_takes_its_place(tmp_path: Pat
 
 
 @pytest.mark.soak
-def test_a_worker_killed_while_it_counts_loses_at_most_its_last_second(tmp_path: Path) -> None:
+def test_a_worker_killed_while_it_counts_loses_at_most_its_last_second(tmp_path: Path, figures: Figures) -> None:
     with counting(tmp_path, 4) as workers:
         lost_in_all = told_in_all = 0
         for number in range(10):
@@ -130,11 +131,13 @@ def test_a_worker_killed_while_it_counts_loses_at_most_its_last_second(tmp_path:
             lost_in_all += lost
             workers[1] = CountingWorker(tmp_path)
             assert workers[1].line() == "ready\n"
+    lost = f"{lost_in_all} of {told_in_all}"
+    figures.note("10 workers killed while they count", "at most the last second lost", lost)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-def test_two_hundred_restarts_leave_no_growing_files(tmp_path: Path) -> None:
+def test_two_hundred_restarts_leave_no_growing_files(tmp_path: Path, figures: Figures) -> None:
     def held() -> tuple[int, int, int]:
         """Files, bytes of the write-ahead log, which SQLite lets grow to its bound, and of all others."""
         files = list((tmp_path / "numbers").iterdir())
@@ -154,7 +157,8 @@ def test_two_hundred_restarts_leave_no_growing_files(tmp_path: Path) -> None:
             workers[at] = CountingWorker(tmp_path)
             assert workers[at].line() == "ready\n"
             held_at[number] = held()
-        print(held_at[20], held_at[199])
+        grown = f"{held_at[199][2] - held_at[20][2]:+d} bytes, {held_at[199][0] - held_at[20][0]:+d} files"
+        figures.note("200 restarts of workers", "no growing files, counts exact", grown)
         true = [value for seed in range(200) for value in latencies(seed, 50)]
         for worker in workers:
             told = worker.read()

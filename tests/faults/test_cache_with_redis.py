@@ -14,7 +14,7 @@ import pytest
 from benchmarks.fake_provider import FakeProvider
 from tests.application import Application, open_application
 from tests.fault_proxy import FaultProxy
-from tests.faults.conftest import Figures
+from tests.figures import Figures
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.service

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.conftest import Figures
+from tests.figures import Figures
 from tests.process import ServerProcess, free_port, running, serving
 from tests.siege import Line
 

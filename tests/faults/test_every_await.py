@@ -14,8 +14,8 @@ from app.core.budgets import owner_of
 from app.core.conversations import Conversations
 from benchmarks.fake_provider import FakeProvider
 from tests.application import Application, open_application
-from tests.faults.conftest import Figures
 from tests.faults.every_await import DISTURBANCES, Disturbance, Script, disturbing, under
+from tests.figures import Figures
 
 Kind = Literal["prompt", "stream", "hit"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

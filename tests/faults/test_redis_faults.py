@@ -14,7 +14,7 @@ import pytest
 from app.errors import BadConfiguration, StoreUnavailable
 from app.stores.redis import RedisStore
 from tests.fault_proxy import FaultProxy
-from tests.faults.conftest import Figures
+from tests.figures import Figures
 from tests.servers import RedisServer
 
 SEED = 20261125

@@ -9,6 +9,7 @@ from itertools import islice
 
 import pytest
 
+from tests.figures import Figures
 from tests.fuzz.conftest import Target
 from tests.fuzz.judge import Judge
 from tests.fuzz.raw import RawRequest, RawRequests
@@ -59,7 +60,8 @@ async def besiege(port: int, requests: Iterator[RawRequest], judge: Judge) -> tu
     return complaints, kinds
 
 
-async def fuzz(target: Target, number: int, seed: int) -> None:
+async def fuzz(target: Target, number: int, seed: int, figures: Figures) -> None:
+    figures.seed = seed
     judge = Judge(target.document)
     credentials = [None, target.admin, target.admin, target.user, target.token]
     requests = RawRequests(target.document, seed=seed, credentials=credentials, known=target.known)
@@ -67,6 +69,11 @@ async def fuzz(target: Target, number: int, seed: int) -> None:
     complaints, kinds = await besiege(target.port, islice(requests, number), judge)
     rate = number / (time.perf_counter() - began)
     print(f"\nseed {seed}: {number} inputs, {rate:.0f}/s, {dict(kinds)}, answered with {dict(judge.statuses)}")
+    dropped = number - judge.statuses.total()
+    faults = sum(count for status, count in judge.statuses.items() if status >= 500)
+    busy = judge.statuses[503]
+    reached = f"{dropped} dropped, {faults - busy} 5xx, {len(complaints)} wrong; {busy} x 503 of a busy machine"
+    figures.note(f"{number} bad requests", "0 dropped, 0 5xx, all as documented", reached)
     assert not complaints, f"seed {seed}: {len(complaints)} of {number}:\n" + "\n".join(complaints[:20])
     assert (await answer_to(target.port, b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n") or (0,))[0] == 200
     judge.check()
@@ -75,11 +82,40 @@ async def fuzz(target: Target, number: int, seed: int) -> None:
     assert kinds.keys() == {"json", "bytes", "path", "headers", "method", "head", "garbage"}
 
 
-async def test_bad_requests_are_answered_as_documented(target: Target) -> None:
-    await fuzz(target, 1500, seed=10)
+async def test_bad_requests_are_answered_as_documented(target: Target, figures: Figures) -> None:
+    await fuzz(target, 1500, seed=10, figures=figures)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 500 Internal Server Error\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\noops!",
+        b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\noops!",
+        b'HTTP/1.1 422 Unprocessable\r\ncontent-type: application/json\r\ncontent-length: 13\r\n\r\n{"detail": 1}',
+        b"HTTP/1.1 418 I am a teapot\r\ncontent-length: 0\r\n\r\n",
+    ],
+    ids=["none", "500", "plain text", "FastAPI's own", "418"],
+)
+async def test_a_server_that_answers_wrongly_is_found_out(target: Target, answer: bytes) -> None:
+    """The control: for each bad request a complaint."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    wrong = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with wrong:
+        requests = RawRequests(target.document, seed=10, credentials=[None], known=target.known)
+        plain = (request for request in requests if request.method in {"GET", "POST"})
+        port = wrong.sockets[0].getsockname()[1]
+        complaints, _ = await besiege(port, islice(plain, 50), Judge(target.document))
+    assert len(complaints) == 50
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("target", ["sqlite", pytest.param("postgresql", marks=pytest.mark.service)], indirect=True)
-async def test_forty_thousand_bad_requests_are_answered_as_documented(target: Target) -> None:
-    await fuzz(target, 40_000, seed=int(os.environ.get("FUZZ_SEED", time.time())))
+async def test_forty_thousand_bad_requests_are_answered_as_documented(target: Target, figures: Figures) -> None:
+    await fuzz(target, 40_000, seed=int(os.environ.get("FUZZ_SEED", time.time())), figures=figures)

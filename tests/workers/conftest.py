@@ -88,18 +88,24 @@ class House:
     @asynccontextmanager
     async def lines(self) -> AsyncGenerator[list[Line]]:
         """A connection to each of the two processes."""
+        async with self.bundles(1) as bundles:
+            yield [line for bundle in bundles for line in bundle]
+
+    @asynccontextmanager
+    async def bundles(self, number: int) -> AsyncGenerator[list[list[Line]]]:
+        """`number` connections to each of the two processes."""
         opened: list[Line] = []
-        found: dict[int, Line] = {}
+        found: dict[int, list[Line]] = {}
         try:
             async with asyncio.timeout(60):
-                while len(found) < 2:
+                while len(found) < 2 or min(len(lines) for lines in found.values()) < number:
                     for url in self.urls:
                         line = await Line.open(url)
                         opened.append(line)
                         assert (await line.ask("GET", "/livez")).status == 200
                         line.worker = self.worker_behind(line)
-                        found.setdefault(line.worker, line)
-            yield list(found.values())
+                        found.setdefault(line.worker, []).append(line)
+            yield [lines[:number] for lines in found.values()]
         finally:
             await asyncio.gather(*(line.aclose() for line in opened))
 

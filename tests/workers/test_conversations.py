@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.figures import Figures
 from tests.siege import Answer, Line, post, siege
 from tests.workers.conftest import PROMPT, House, User
 
@@ -79,7 +80,9 @@ async def test_a_prompt_that_may_not_wait_is_refused_by_the_other_process(house:
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.soak)])
-async def test_a_killed_worker_takes_no_acknowledged_message_with_it(house: House, kills: int) -> None:
+async def test_a_killed_worker_takes_no_acknowledged_message_with_it(
+    house: House, kills: int, figures: Figures
+) -> None:
     if house.has_redis:
         pytest.skip("a replica that is killed does not come back by itself")
     user = house.user()
@@ -118,12 +121,13 @@ async def test_a_killed_worker_takes_no_acknowledged_message_with_it(house: Hous
             assert found[: len(kept[talk])] == kept[talk], "what was acknowledged is there, in order"
             assert len(found) <= len(kept[talk]) + 1
     assert sum(cut.values()) >= kills, "the control: some were cut in the middle"
-    print(f"{sum(map(len, kept.values()))} acknowledged, {sum(cut.values())} cut")
+    told = f"0 of {sum(map(len, kept.values()))}, {sum(cut.values())} cut"
+    figures.note(f"{kills} workers killed in conversations", "0 acknowledged messages lost", told)
 
 
 @pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=pytest.mark.soak)])
 async def test_twenty_writers_on_each_process_are_never_told_that_the_database_is_locked(
-    house: House, seconds: float
+    house: House, seconds: float, figures: Figures
 ) -> None:
     user = house.user()
     request = post(TALKS, b'{"title":"a title"}', **user.headers)
@@ -138,7 +142,10 @@ async def test_twenty_writers_on_each_process_are_never_told_that_the_database_i
 
         for url in house.urls:
             group.create_task(write(url))
-    print(f"{counts[201]} written in {seconds} s")
+    refused = counts.total() - counts[201]
+    figures.note(
+        f"2 x 20 writers for {seconds:g} s", "0 refused, never locked", f"{refused} of {counts.total()} refused"
+    )
     assert set(counts) == {201}
     assert counts[201] > 40
     for server in house.servers:
