@@ -10,7 +10,7 @@ from zlib import crc32
 
 from app.stores.protocol import Counter
 
-_PLACES: dict[Counter, int] = {"cache": 0, "credentials": 1, "agents": 2, "shelf": 3}
+_PLACES: dict[Counter, int] = {"cache": 0, "credentials": 1, "agents": 2, "shelf": 3, "listeners": 4}
 _SIZE = 4096
 _FIRST_SHARED = 16
 

@@ -38,7 +38,7 @@ class LocalStore:
     """`SharedStore` in the files of a folder, which must be on a local disk: shared memory and SQLite.
 
     Meters, leases and generations are in mapped files: they cost microseconds, do not suspend, and end with the boot.
-    Entries and posts are in SQLite and survive a restart. A process that is killed holds nobody up.
+    Entries, posts and logs are in SQLite and survive a restart. A process that is killed holds nobody up.
     """
 
     kind: Literal["local"] = "local"
@@ -60,6 +60,8 @@ class LocalStore:
         self.delete = self._shelf.delete
         self.post = self._shelf.post
         self.posts = self._shelf.posts
+        self.append = self._shelf.append
+        self.read_on = self._shelf.read_on
         self.ping = self._shelf.ping
         self.generation = self._board.generation
 

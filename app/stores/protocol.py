@@ -1,11 +1,15 @@
 """What a shared store is: fast memory that the workers of one machine, or all replicas, know together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Counter = str
-"""What a generation counts; see `SharedStore.generation`. `cache`, `credentials` and `agents` have a number of their
-own; any other name (`cache:<agent>`) may share its number with further names, which then are outdated with it."""
+"""What a generation counts; see `SharedStore.generation`. `cache`, `credentials`, `agents` and `listeners` have numbers
+of their own; any other name (`cache:<agent>`) may share its number with others, which then are outdated with it."""
+
+PIECES_AT_ONCE = 64
+"""Of a log, as `SharedStore.read_on` gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class StoreNumbers:
 
 
 class SharedStore(Protocol):
-    """Entries, leases, meters, generations and posts; two homes: `local` (one machine) and `redis` (all replicas).
+    """Entries, leases, meters, generations, posts, logs; two homes: `local` (one machine) and `redis` (all replicas).
 
     Every method but `generation` raises `StoreUnavailable` when the store does not answer within its deadline, and
     the caller decides what that means (a miss, a local count, a refusal). Nothing else leaves a method, but for
@@ -98,6 +102,18 @@ class SharedStore(Protocol):
 
     async def posts(self, topic: str) -> dict[str, bytes]:
         """What every member says now."""
+        ...
+
+    async def append(self, key: bytes, pieces: Sequence[bytes], *, at: int, ttl_s: float) -> bool:
+        """Add `pieces` to a log as its numbers `at`, `at + 1`, …, and let all of it live for `ttl_s` from now on.
+
+        Numbers that are there stay as they are, so that whoever does not know whether it went well may do it again.
+        `False`, and nothing is added, where numbers before `at` are missing: the log is not there any more.
+        """
+        ...
+
+    async def read_on(self, key: bytes, *, at: int) -> list[bytes] | None:
+        """The next pieces of a log from number `at` on, in order, 64 at most; `None` where there is no such log."""
         ...
 
     async def ping(self) -> None:

@@ -16,7 +16,7 @@ from zlib import crc32
 from app.errors import StoreUnavailable
 from app.stores.board import place_of
 from app.stores.meters import SLACK, judge
-from app.stores.protocol import Counter, StoreNumbers, Verdict
+from app.stores.protocol import PIECES_AT_ONCE, Counter, StoreNumbers, Verdict
 from app.stores.redis_link import NoScript, RedisLink
 
 _log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ _MARGIN_S = 0.05
 _POLL_EVERY_S = 0.1
 _PROBE_VALUE = b"x" * 4096
 """What a probe writes: more than a poll, so that a Redis that cannot be written to is not taken for well."""
+_SCRIPTS = ("take", "claim", "release", "generations", "post", "posts", "append", "read_on")
 
 
 class _Script:
@@ -52,7 +53,7 @@ class RedisStore:
         """Touch no network yet; every key begins with `prefix`. Raises `BadConfiguration`."""
         self._prefix = prefix.encode()
         self._link = RedisLink(url, connections=connections)
-        self._scripts = {name: _Script(name) for name in ("take", "claim", "release", "generations", "post", "posts")}
+        self._scripts = {name: _Script(name) for name in _SCRIPTS}
         self._nonces = count(randbelow(2**32))
         self._keeper: asyncio.Task[None] | None = None
         self._epoch = b""
@@ -134,6 +135,20 @@ class RedisStore:
         told = await self._run("posts", name)
         pairs = zip(told[::2], told[1::2], strict=True)
         return {member.decode(): value[4:] for member, value in pairs if _sealed(name + member, value)}
+
+    async def append(self, key: bytes, pieces: Sequence[bytes], *, at: int, ttl_s: float) -> bool:
+        """See `SharedStore.append`."""
+        name = self._name(b"log:", key)
+        (is_whole,) = await self._run("append", name, at, _ms(ttl_s), *(_seal(name, piece) for piece in pieces))
+        return is_whole == 1
+
+    async def read_on(self, key: bytes, *, at: int) -> list[bytes] | None:
+        """See `SharedStore.read_on`."""
+        name = self._name(b"log:", key)
+        length, *pieces = await self._run("read_on", name, at, at + PIECES_AT_ONCE - 1)
+        if not length or not all(_sealed(name, piece) for piece in pieces):
+            return None
+        return [piece[4:] for piece in pieces]
 
     async def ping(self) -> None:
         """See `SharedStore.ping`. Writes, since a full Redis still answers who only reads."""

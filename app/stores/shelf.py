@@ -1,11 +1,11 @@
-"""Entries and posts in one SQLite file, for all processes of a machine; survives restarts, and its own damage."""
+"""Entries, posts and logs in one SQLite file, for all processes of a machine; survives restarts, and its own damage."""
 
 import asyncio
 import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from app.errors import StoreUnavailable
 from app.stores.board import Board
 from app.stores.opening import alone
 from app.stores.patience import patience
+from app.stores.protocol import PIECES_AT_ONCE
 from app.stores.slots import boot_clock, boot_id
 
 _log = logging.getLogger(__name__)
@@ -33,9 +34,16 @@ CREATE TABLE IF NOT EXISTS posts (
     expires REAL NOT NULL, wall_stored REAL NOT NULL, wall_expires REAL NOT NULL,
     PRIMARY KEY (topic, member)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS logs (
+    key BLOB NOT NULL PRIMARY KEY, length INTEGER NOT NULL,
+    expires REAL NOT NULL, wall_stored REAL NOT NULL, wall_expires REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pieces (
+    key BLOB NOT NULL, at INTEGER NOT NULL, value BLOB NOT NULL, sum INTEGER NOT NULL, PRIMARY KEY (key, at)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS boot (id BLOB NOT NULL);
 """
-_TABLES = ("entries", "posts")
+_TABLES = ("entries", "posts", "logs")
 _GROUP = 500
 """Jobs of one transaction."""
 _QUEUE = 5000
@@ -53,7 +61,7 @@ class _Job:
 
 
 class Shelf:
-    """Values by key for a time, and what members post under topics; at most about `max_bytes` on disk.
+    """Values by key for a time, what members post under topics, and logs; at most about `max_bytes` on disk.
 
     A thread of its own does all the work. Puts that wait at the same time share a transaction. The value that was
     put first goes first when there is no more room. Time to live runs on the boot clock; over a reboot, where
@@ -95,7 +103,7 @@ class Shelf:
                 "SELECT value, sum FROM entries WHERE key = ? AND expires > ?", (key, self._clock())
             ).fetchone()
             # A file may be damaged where SQLite does not notice.
-            return row[0] if row is not None and crc32(row[0], crc32(key)) == row[1] else None
+            return row[0] if row is not None and _sum(key, row[0]) == row[1] else None
 
         return await self._do(look)
 
@@ -106,7 +114,7 @@ class Shelf:
             connection.execute(
                 "INSERT OR REPLACE INTO entries (key, value, sum, expires, wall_stored, wall_expires)"
                 " VALUES (?, ?, ?, ?, ?, ?)",
-                (key, value, crc32(value, crc32(key)), *self._times(ttl_s)),
+                (key, value, _sum(key, value), *self._times(ttl_s)),
             )
 
         await self._do(keep, writes=True)
@@ -139,6 +147,46 @@ class Shelf:
                 "SELECT member, value FROM posts WHERE topic = ? AND expires > ?", (topic, self._clock())
             )
             return dict(rows.fetchall())
+
+        return await self._do(look)
+
+    async def append(self, key: bytes, pieces: Sequence[bytes], *, at: int, ttl_s: float) -> bool:
+        """See `SharedStore.append`."""
+
+        def add(connection: sqlite3.Connection) -> bool:
+            row = connection.execute(
+                "SELECT length FROM logs WHERE key = ? AND expires > ?", (key, self._clock())
+            ).fetchone()
+            length = 0 if row is None else row[0]
+            if at > length:
+                return False
+            if row is None:
+                if not pieces:
+                    return True
+                connection.execute("DELETE FROM pieces WHERE key = ?", (key,))  # of one that has expired
+            fresh = [(key, number, piece, _sum(key, piece)) for number, piece in enumerate(pieces, at)][length - at :]
+            connection.executemany("INSERT INTO pieces (key, at, value, sum) VALUES (?, ?, ?, ?)", fresh)
+            connection.execute(
+                "INSERT OR REPLACE INTO logs (key, length, expires, wall_stored, wall_expires) VALUES (?, ?, ?, ?, ?)",
+                (key, length + len(fresh), *self._times(ttl_s)),
+            )
+            return True
+
+        return await self._do(add, writes=True)
+
+    async def read_on(self, key: bytes, *, at: int) -> list[bytes] | None:
+        """See `SharedStore.read_on`."""
+
+        def look(connection: sqlite3.Connection) -> list[bytes] | None:
+            # One statement, since another process may write between two.
+            rows = connection.execute(
+                "SELECT value, sum FROM logs LEFT JOIN pieces ON pieces.key = logs.key AND at >= ?"
+                " WHERE logs.key = ? AND expires > ? ORDER BY at LIMIT ?",
+                (at, key, self._clock(), PIECES_AT_ONCE),
+            ).fetchall()
+            if not rows or any(value is not None and _sum(key, value) != told for value, told in rows):
+                return None
+            return [value for value, _ in rows if value is not None]
 
         return await self._do(look)
 
@@ -321,6 +369,7 @@ class Shelf:
         self._cleaned_at = self._clock()
         for table in _TABLES:
             connection.execute(f"DELETE FROM {table} WHERE expires <= ?", (self._cleaned_at,))  # noqa: S608
+        connection.execute("DELETE FROM pieces WHERE key NOT IN (SELECT key FROM logs)")
 
     def _path(self, number: int) -> Path:
         return self._folder / f"entries.{number}.db"
@@ -334,6 +383,10 @@ class Shelf:
 
 def _number(connection: sqlite3.Connection, question: str) -> int:
     return connection.execute(question).fetchone()[0]
+
+
+def _sum(key: bytes, value: bytes) -> int:
+    return crc32(value, crc32(key))
 
 
 def _settle(done: list[tuple["asyncio.Future[Any]", Any]]) -> None:

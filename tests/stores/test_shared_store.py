@@ -12,7 +12,7 @@ import pytest
 
 from app.stores import redis_link
 from app.stores.local import LocalStore
-from app.stores.protocol import SharedStore
+from app.stores.protocol import PIECES_AT_ONCE, SharedStore
 from app.stores.redis import RedisStore
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +67,13 @@ async def until(true: Callable[[], bool]) -> None:
 async def until_gone(store: SharedStore, key: bytes) -> None:
     deadline = monotonic() + 10
     while await store.get(key) is not None:
+        assert monotonic() < deadline, "it never expired"
+        await asyncio.sleep(0.005)
+
+
+async def until_log_gone(store: SharedStore, key: bytes) -> None:
+    deadline = monotonic() + 10
+    while await store.read_on(key, at=0) is not None:
         assert monotonic() < deadline, "it never expired"
         await asyncio.sleep(0.005)
 
@@ -129,6 +136,65 @@ async def test_cancelled_calls_leave_nothing_to_others(store: SharedStore) -> No
             assert told == b"value of %d" % number
             answered += 1
     assert answered == 800
+
+
+# Logs
+
+
+async def test_a_log_is_read_on_from_where_one_was(store: SharedStore, open_store: Open) -> None:
+    other = await open_store()
+    assert await other.read_on(b"log", at=0) is None
+    assert await store.append(b"log", [b"one", b"\x00\xff two"], at=0, ttl_s=60)
+    assert await other.read_on(b"log", at=0) == [b"one", b"\x00\xff two"]
+    assert await other.read_on(b"log", at=2) == []
+    assert await other.append(b"log", [b"three"], at=2, ttl_s=60)
+    assert await store.read_on(b"log", at=1) == [b"\x00\xff two", b"three"]
+    assert await store.read_on(b"another log", at=0) is None
+    await other.aclose()
+
+
+async def test_what_is_appended_again_is_there_once(store: SharedStore) -> None:
+    assert await store.append(b"log", [b"0", b"1"], at=0, ttl_s=60)
+    assert await store.append(b"log", [b"0", b"1"], at=0, ttl_s=60)
+    assert await store.append(b"log", [b"1", b"2"], at=1, ttl_s=60)
+    assert await store.append(b"log", [b"not this"], at=0, ttl_s=60)
+    assert await store.read_on(b"log", at=0) == [b"0", b"1", b"2"]
+
+
+async def test_a_log_has_no_gaps(store: SharedStore) -> None:
+    assert not await store.append(b"log", [b"1"], at=1, ttl_s=60)
+    assert await store.read_on(b"log", at=0) is None
+    assert await store.append(b"log", [b"0"], at=0, ttl_s=60)
+    assert not await store.append(b"log", [b"2"], at=2, ttl_s=60)
+    assert not await store.append(b"log", [], at=2, ttl_s=60)
+    assert await store.read_on(b"log", at=0) == [b"0"]
+
+
+async def test_a_long_log_is_read_in_parts(store: SharedStore) -> None:
+    pieces = [b"%d" % number for number in range(3 * PIECES_AT_ONCE + 1)]
+    assert await store.append(b"log", pieces, at=0, ttl_s=60)
+    read: list[bytes] = []
+    while more := await store.read_on(b"log", at=len(read)):
+        assert len(more) <= PIECES_AT_ONCE
+        read += more
+    assert read == pieces
+
+
+async def test_a_log_lives_as_long_as_somebody_gives_a_sign_and_then_goes_as_a_whole(store: SharedStore) -> None:
+    assert await store.append(b"log", [b"0"], at=0, ttl_s=0.05)
+    assert await store.append(b"log", [], at=1, ttl_s=60)
+    await asyncio.sleep(0.1)
+    assert await store.read_on(b"log", at=0) == [b"0"]
+    assert await store.append(b"log", [b"1"], at=1, ttl_s=0.05)
+    await until_log_gone(store, b"log")
+    assert not await store.append(b"log", [b"2"], at=2, ttl_s=60)
+    assert await store.append(b"log", [b"anew"], at=0, ttl_s=60)
+    assert await store.read_on(b"log", at=0) == [b"anew"]
+
+
+async def test_a_log_that_nobody_began_cannot_be_kept_alive(store: SharedStore) -> None:
+    assert await store.append(b"log", [], at=0, ttl_s=60)
+    assert await store.read_on(b"log", at=0) is None
 
 
 # Leases
