@@ -9,7 +9,7 @@ What it answers stands in `fake_answers.py`; how it fails, in `Fault`. It is use
 bare protocol on the event loop, without a framework, a task or a copy more than needed.
 
 Besides `POST /v1/chat/completions` it serves `GET /v1/models`, `GET /stats` (the counters) and `POST /control`
-(set `fault`, `fault_sequence`, `latency_s`, `chunks`, `chunk_gap_s` from another process).
+(set `fault`, `fault_sequence`, `latency_s`, `chunks`, `chunk_gap_s`, `stop_at` from another process).
 """
 
 # pyright: reportPrivateUsage=false
@@ -69,7 +69,7 @@ _STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-
 _STREAM_END = b"0\r\n\r\n"
 _CREATED = 1_750_000_000
 _FAULT = re.compile(r"fault:([\w-]+)")
-_CONTROLS = frozenset({"fault", "fault_sequence", "latency_s", "chunks", "chunk_gap_s"})
+_CONTROLS = frozenset({"fault", "fault_sequence", "latency_s", "chunks", "chunk_gap_s", "stop_at"})
 
 _quoted: Callable[[object], str] = json.JSONEncoder().encode  # three times as fast as json.dumps on a short string
 
@@ -141,6 +141,8 @@ class FakeProvider:
 
         self._record = record
         self._held: list[Callable[[], None]] | None = None
+        self._stop_at: int | None = None
+        self._stopped: list[Callable[[], None]] = []
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
         self._watchers: set[asyncio.Future[None]] = set()
@@ -188,6 +190,18 @@ class FakeProvider:
         """Send the answers that were held, and hold no more."""
         held, self._held = self._held or [], None
         for send in held:
+            send()
+
+    @property
+    def stop_at(self) -> int | None:
+        """How many pieces a stream with a gap between them sends before it waits until this is set again."""
+        return self._stop_at
+
+    @stop_at.setter
+    def stop_at(self, pieces: int | None) -> None:
+        self._stop_at = pieces
+        stopped, self._stopped = self._stopped, []
+        for send in stopped:
             send()
 
     async def until(self, claim: Callable[[], bool], *, timeout_s: float = 5.0) -> None:
@@ -500,6 +514,9 @@ class _Connection(asyncio.Protocol):
         if self._paused or self._call is None:  # the client reads too slowly, or has gone while its answer was held
             return
         reply = self._reply
+        if self._next == self._fake._stop_at and len(reply.pieces) > 1:
+            self._fake._stopped.append(self._send_next)
+            return
         if self._next < len(reply.pieces):
             self._transport.write(reply.pieces[self._next])
             self._next += 1

@@ -71,10 +71,35 @@ class Line:
         async with asyncio.timeout(90):
             return await _answer(self._reader)
 
+    async def stream(self, method: str, path: str, body: object = None, **headers: str) -> "Stream":
+        """Send one request and give its answer as soon as it begins."""
+        self.send(method, path, body, **headers)
+        async with asyncio.timeout(90):
+            return Stream(self._reader, *_head((await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")))
+
     async def aclose(self) -> None:
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
+
+
+@dataclass(slots=True)
+class Stream:
+    """An answer that comes in chunks; `body` is what has come of it."""
+
+    _reader: asyncio.StreamReader
+    status: int
+    headers: dict[str, str]
+    body: bytes = b""
+    ended: bool = False
+
+    async def more(self) -> bool:
+        """Wait for the next chunk; `False` where there is none."""
+        async with asyncio.timeout(90):
+            size = int(await self._reader.readuntil(b"\r\n"), 16)
+            self.body += (await self._reader.readexactly(size + 2))[:-2]
+        self.ended = not size
+        return not self.ended
 
 
 async def burst(
@@ -167,10 +192,7 @@ async def _client(
 
 
 async def _answer(reader: asyncio.StreamReader) -> Answer:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    lines = head.split("\r\n")
-    pairs = [line.split(": ", 1) for line in lines[1:] if ": " in line]
-    headers = {name.lower(): value for name, value in pairs}
+    status, headers = _head((await reader.readuntil(b"\r\n\r\n")).decode("latin-1"))
     body = bytearray()
     if "content-length" in headers:
         body += await reader.readexactly(int(headers["content-length"]))
@@ -178,4 +200,10 @@ async def _answer(reader: asyncio.StreamReader) -> Answer:
         while size := int(await reader.readuntil(b"\r\n"), 16):
             body += (await reader.readexactly(size + 2))[:-2]
         await reader.readexactly(2)
-    return Answer(int(lines[0].split()[1]), headers, bytes(body), time.monotonic())
+    return Answer(status, headers, bytes(body), time.monotonic())
+
+
+def _head(head: str) -> tuple[int, dict[str, str]]:
+    lines = head.split("\r\n")
+    pairs = [line.split(": ", 1) for line in lines[1:] if ": " in line]
+    return int(lines[0].split()[1]), {name.lower(): value for name, value in pairs}

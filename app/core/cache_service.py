@@ -16,6 +16,7 @@ from app.core.cache_key import CacheKey
 from app.core.flights import Flight, Flights, Tell
 from app.core.kept_answer import Generation
 from app.core.recent_keys import RecentKeys
+from app.core.relay import Reception
 from app.core.run import Answer, CacheMode, CacheState
 from app.core.shared_answers import SharedAnswer, SharedAnswers
 from app.core.telling import Telling
@@ -87,6 +88,8 @@ class CacheService:
             self._cleaner.cancel()
             await asyncio.gather(self._cleaner, return_exceptions=True)
         await self._flights.aclose()
+        if self.shared is not None:
+            await self.shared.relay.aclose()
 
     async def get_or_run(
         self, key: CacheKey, run: Run, *, mode: CacheMode, ttl_s: float | None = None, alone: bool = False
@@ -224,27 +227,60 @@ class CacheService:
         *,
         joinable: bool,
     ) -> Answer:
-        """One run for all who are aboard: the shared tier is asked first, then, once for all processes, the model."""
-        found = turn = None
-        if self.shared is not None and generation is not None:
-            found = await self.shared.find(key, generation)
-            if joinable and not isinstance(found, SharedAnswer):
-                turn = self.shared.turn(key.digest)
-                found = await self.shared.wait_for_others(turn, key, generation)
-            if isinstance(found, SharedAnswer):
-                flight.decide("HIT")
-                return self._bring_near(key, found, generation)
-        self.counts.misses += 1
-        kept = False
-        try:
+        """One run for all who are aboard: the shared store is asked first, then, once for all processes, the model."""
+
+        async def ask() -> Answer:
+            self.counts.misses += 1
             differs = self._recent.differs(key)
             answer = await run(tell, partial(flight.decide, "MISS"))
-            answer = await self._keep(key, answer, generation, ttl_s, cache="MISS", differs=differs)
+            return await self._keep(key, answer, generation, ttl_s, cache="MISS", differs=differs)
+
+        if self.shared is None or generation is None:
+            return await ask()
+        since = self.shared.relay.moment()
+        found = await self.shared.find(key, generation)
+        if isinstance(found, SharedAnswer):
+            return self._hit(flight, key, found, generation)
+        if not joinable:
+            return await ask()
+        turn, kept = self.shared.turn(key.digest), False
+        try:
+            if not await turn.take():
+                async with self.shared.relay.open_reception(key, generation) as reception:
+                    found = await self.shared.wait_for_others(turn, key, generation, reception if tell else None)
+                    if isinstance(found, Reception):
+                        return await self._follow(flight, key, found, generation)
+                if isinstance(found, SharedAnswer):
+                    kept = True
+                    return self._hit(flight, key, found, generation)
+            if tell is None or not turn.is_held:
+                answer = await ask()
+            else:
+                async with self.shared.relay.broadcast(flight, key, generation, since=since) as broadcast:
+                    answer = broadcast.answer = await ask()
             kept = answer.ttl_s is not None
+            return answer
         finally:
-            if turn is not None:
-                await turn.give_back(kept=kept)
-        return answer
+            await turn.give_back(kept=kept)
+
+    async def _follow(self, flight: Flight, key: CacheKey, reception: Reception, generation: Generation) -> Answer:
+        """The answer of another process's run, which those who are aboard hear while it is made."""
+        assert self.shared is not None
+        shared = self.shared
+
+        async def recall() -> Answer | None:
+            found = await shared.find(key, generation)
+            return self._bring_near(key, found, generation) if isinstance(found, SharedAnswer) else None
+
+        flight.decide("COALESCED")
+        answer = await reception.follow(flight.tell, recall)
+        self.counts.share(key.agent, answer)
+        return replace(answer, cache="COALESCED")
+
+    def _hit(self, flight: Flight, key: CacheKey, found: SharedAnswer, generation: Generation) -> Answer:
+        flight.decide("HIT")
+        self.counts.hit(key.agent, found.answer)
+        return self._bring_near(key, found, generation)
 
     def _bring_near(self, key: CacheKey, found: SharedAnswer, generation: Generation) -> Answer:
         """The answer that the shared store had, which from now on the memory has too."""
@@ -252,7 +288,7 @@ class CacheService:
             self.memory.put(
                 key.digest, found.value, ttl_s=found.left_s, generation=generation, tag=key.agent, age_s=found.age_s
             )
-        self.count_hit(key.agent, key.digest, len(found.value), found.answer)
+        self.curve.record(key.digest, len(found.value))
         return replace(found.answer, age_s=found.age_s, ttl_s=found.left_s, kept_as=key.digest)
 
     def _recall(self, key: CacheKey) -> Answer | None:

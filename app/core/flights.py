@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Hashable
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from app.core.run import Answer, CacheState, RunEvent, TextDelta
@@ -15,14 +16,34 @@ Tell = Callable[[RunEvent], None]
 class Flight:
     """A run under way: what it has said so far, and how it ends. It belongs to the table, not to a caller."""
 
-    def __init__(self, run: "Callable[[Flight], Coroutine[Any, Any, Answer]]") -> None:
+    def __init__(
+        self, run: "Callable[[Flight], Coroutine[Any, Any, Answer]]", abandoned: "Callable[[Flight], None]"
+    ) -> None:
         self.waiting = 0
         self.state: CacheState | None = None
         """`MISS` once a model is asked, `HIT` where a shared tier had the answer; unknown before."""
         self._said: list[RunEvent] = []
+        self._abandoned = abandoned
         self._news = asyncio.Event()
         self.task = asyncio.create_task(run(self), name="flight")
         self.task.add_done_callback(self._landed)
+
+    @contextmanager
+    def seat(self) -> Generator[None]:
+        """A seat aboard for the length of the block; whoever leaves the last one before the run ends, ends it."""
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+            if not self.waiting and not self.task.done():
+                # Nobody may join a run that is ending.
+                self._abandoned(self)
+                self.task.cancel()
+
+    def said(self, *, after: int) -> list[RunEvent]:
+        """What was said after the first `after` events."""
+        return self._said[after:]
 
     def decide(self, state: CacheState) -> None:
         """Let everybody know where the answer will come from."""
@@ -107,15 +128,8 @@ class Flights:
         joined = flight is not None and not flight.task.done()
         if flight is None or not joined:
             flight = self._by_place[place] = self._take_off(place, run)
-        flight.waiting += 1
-        try:
+        with flight.seat():
             yield flight, joined
-        finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.task.done():
-                # Nobody may join a run that is ending.
-                self._forget(place, flight)
-                flight.task.cancel()
 
     async def aclose(self) -> None:
         """End every run that is still under way."""
@@ -125,7 +139,7 @@ class Flights:
         await asyncio.gather(*ending, return_exceptions=True)
 
     def _take_off(self, place: Hashable, run: Callable[[Flight], Coroutine[Any, Any, Answer]]) -> Flight:
-        flight = Flight(run)
+        flight = Flight(run, partial(self._forget, place))
         self._tasks.add(flight.task)
 
         def land(task: asyncio.Task[Answer]) -> None:

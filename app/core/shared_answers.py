@@ -10,6 +10,7 @@ from uuid import uuid4
 from app.core import kept_answer
 from app.core.cache_key import CacheKey
 from app.core.kept_answer import Generation
+from app.core.relay import Reception, Relay
 from app.core.run import Answer
 from app.errors import StoreUnavailable
 from app.stores.protocol import SharedStore
@@ -38,6 +39,8 @@ class SharedAnswers:
     def __init__(self, store: SharedStore, *, jitter: Callable[[], float]) -> None:
         self.kind = store.kind
         self.failures = 0
+        self.relay = Relay(store)
+        """Where one hears what is being answered in another process."""
         self._store = store
         self._jitter = jitter
 
@@ -67,17 +70,27 @@ class SharedAnswers:
             self.failures += 1
 
     async def wait_for_others(
-        self, turn: "AskingTurn", key: CacheKey, generation: Generation
-    ) -> SharedAnswer | Literal["nothing"] | None:
-        """While another process asks the model, wait for its answer; anything else means that it is this one's turn."""
+        self, turn: "AskingTurn", key: CacheKey, generation: Generation, reception: Reception | None
+    ) -> SharedAnswer | Reception | None:
+        """While another process asks the model, wait for its answer, or for its first words where one listens.
+
+        `None` means that it is this one's turn.
+        """
         pause_s = 0.004
-        while not await turn.take():
+        while True:
             await asyncio.sleep(pause_s * (0.5 + self._jitter()))
             pause_s = min(0.05, pause_s * 1.5)
             found = await self.find(key, generation)
+            if found == "nothing":
+                return None
             if found is not None:
                 return found
-        return None
+            if reception is not None and await reception.begins():
+                return reception
+            if await turn.take():
+                # It may have been given back with an answer since one looked.
+                found = await self.find(key, generation)
+                return None if found == "nothing" else found
 
     def turn(self, digest: bytes) -> "AskingTurn":
         """The right to ask the model this question, to be taken."""
@@ -93,6 +106,11 @@ class AskingTurn:
         self._name = b"flight:" + digest
         self._owner = uuid4().hex
         self._renewing: asyncio.Task[None] | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process has it, and the others know."""
+        return self._renewing is not None
 
     async def take(self) -> bool:
         """Whether this process may ask; without a store everybody may."""
