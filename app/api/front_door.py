@@ -171,12 +171,12 @@ class FrontDoor:
             # Where a response was sent, the handler that sent it has logged the error too.
             await reply.last_resort(problem(scope, internal_error()), scope, receive)
         finally:
-            request_id.reset(token)
             current.reset(story)
             self.metrics.in_flight -= 1
             self._count(visit.route or _route_of(scope), visit, reply.status)
             if _access.isEnabledFor(logging.INFO):
                 _access.info("%s %s %s %.1f ms", scope["method"], scope["path"], reply.status or "-", visit.elapsed_ms)
+            request_id.reset(token)
 
     async def _answer_known(
         self, scope: Scope, headers: dict[bytes, bytes], visit: Visit, body: "_Body", reply: "_Reply"

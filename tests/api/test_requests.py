@@ -1,11 +1,13 @@
 """`/performance/requests/{id}`: a request explains itself, to its caller and to administrators alone."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from app.logs import request_id
 from tests.application import Application, open_application
 
 REQUESTS = "/api/v1/performance/requests"
@@ -34,6 +36,28 @@ async def test_a_miss_names_the_ingredient_that_differed(application: Applicatio
     assert told["cache"]["differs"] == ["settings"]
     assert any("other model settings" in sentence for sentence in told["explanation"])
     assert (await story(application.client, "again"))["cache"]["state"] == "HIT"
+
+
+async def test_the_line_of_a_request_in_the_log_has_its_id(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines: list[tuple[str, str | None]] = []
+
+    def read(record: logging.LogRecord) -> bool:
+        lines.append((record.getMessage().rpartition(" 200 ")[0], request_id.get()))
+        return True
+
+    access = logging.getLogger("app.access")
+    access.addFilter(read)
+    try:
+        with caplog.at_level(logging.INFO, access.name):
+            await application.client.get("/livez", headers={"X-Request-ID": "health"})
+            await ask(application.client, "asked")
+            await ask(application.client, "kept")
+            await ask(application.client, "known")
+    finally:
+        access.removeFilter(read)
+    assert lines == [("GET /livez", "health"), *((f"POST {PROMPT}", name) for name in ("asked", "kept", "known"))]
 
 
 async def test_the_stages_are_in_order_and_within_the_whole(application: Application) -> None:
