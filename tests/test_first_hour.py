@@ -84,6 +84,22 @@ def test_an_agent_that_cannot_be_made_is_shown_in_its_own_file(tmp_path: Path, m
     assert f"{tmp_path / 'wants_a_key.py'}, line 3: UserError: Set the `OPENAI_API_KEY`" in refused.value.detail
 
 
+def test_an_agent_in_python_is_known_by_its_instructions_unless_they_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "with_instructions.py").write_text(
+        "from pydantic_ai import Agent\n\n"
+        "one = Agent(instructions=' Be brief.\\n')\ntwo = Agent(instructions=['Be brief.', 'Be kind.'])\n"
+        "none = Agent()\ncomputed = Agent(instructions='Be brief.')\ncomputed.instructions(lambda: 'It is noon.')\n"
+    )
+    told = {
+        name: load_agent(f"with_instructions:{name}", default_model="offline").instructions
+        for name in ("one", "two", "none", "computed")
+    }
+    assert told == {"one": "Be brief.", "two": "Be brief.\n\nBe kind.", "none": None, "computed": None}
+
+
 def test_dependencies_that_nobody_makes_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -63,6 +63,7 @@ def load_agent(reference: str, *, default_model: str) -> AgentDefinition:
             name=agent.name or last,
             model=model.model_id if isinstance(model, Model) else model or default_model,
             description=str(agent.description or ""),
+            instructions=_instructions_of(agent),
             options=options,
             source=f"AGENTS={reference}",
             prototype=agent,
@@ -72,6 +73,14 @@ def load_agent(reference: str, *, default_model: str) -> AgentDefinition:
         )
     except (UserError, ValueError, TypeError) as error:
         raise BadConfiguration(f"AGENTS: {reference}: {' '.join(str(error).split())}") from error
+
+
+def _instructions_of(agent: AnyAgent) -> str | None:
+    """What every run is told, joined as Pydantic AI joins it; `None` where there is nothing, or some is computed."""
+    # There is no public reader.
+    parts = [part.instruction for part in agent._instructions]  # pyright: ignore[reportPrivateUsage]
+    texts = [part.strip() for part in parts if isinstance(part, str)]
+    return "\n\n".join(filter(None, texts)) or None if len(texts) == len(parts) else None
 
 
 def _import(reference: str, name: str) -> ModuleType:

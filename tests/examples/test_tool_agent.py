@@ -42,3 +42,11 @@ def test_the_server_knows_what_its_tools_do(shop: Example) -> None:
     assert {tool["name"]: tool["effect"] for tool in told["tools"]} == {"price_with_tax": "pure", "pieces_left": "read"}
     assert [agent["name"] for agent in shop.server.get("/api/v1/agents").json()] == ["default", "shop"]
     assert shop.server.get("/api/v1/agents/nobody").status_code == 404
+
+
+def test_what_was_only_computed_is_kept_and_what_was_looked_up_is_not(shop: Example) -> None:
+    def twice(message: str) -> list[str]:
+        return [shop.prompt(message, agent="shop").headers["x-cache"] for _ in range(2)]
+
+    assert twice('call:price_with_tax {"price": 50}') == ["MISS", "HIT"]
+    assert twice('call:pieces_left {"article": "chair"}') == ["MISS", "MISS"]
