@@ -8,6 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from app import bench
@@ -71,11 +72,10 @@ def test_hot_questions_come_from_the_cache_and_cold_ones_do_not(server: ServerPr
     assert misses == 5 + 5 + 5 + 33
 
 
-def test_failures_are_counted_by_status(tmp_path: Path) -> None:
-    with serving(tmp_path, RATE_LIMIT_PER_MINUTE="10") as limited:
-        limited.wait_for("/readyz")
-        limited.sign_in()
-        done = run(limited.url, "--requests", "100", "--seconds", "20", token=token_of(limited))
+def test_failures_are_counted_by_status(server: ServerProcess) -> None:
+    wanted = {"name": "limited", "requests_per_minute": 10}
+    made = httpx2.post(f"{server.url}/api/v1/auth/api-keys", json=wanted, headers=server.headers)
+    done = run(server.url, "--requests", "100", "--seconds", "20", token=made.json()["key"])
     assert done.returncode == 0, done.stderr
     assert "200: 1" in done.stdout
     assert "status 429: " in done.stdout

@@ -4,46 +4,60 @@ import signal
 import stat
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.process import ROOT, free_port, running, serving
 
 
-def test_the_first_start_answers_the_first_prompt(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
+@dataclass(frozen=True, slots=True)
+class FirstStart:
+    """What a server in an empty folder said, and what it left there when it was ended."""
+
+    folder: Path
+    url: str
+    reply: httpx2.Response
+    output: str
+    password: str
+    status: int
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> FirstStart:
+    folder = tmp_path_factory.mktemp("first")
+    with serving(folder) as server:
         server.sign_in()
         reply = server.prompt("Hello, world!")
         output = server.output()
-        status = server.stop()
-    assert reply.status_code == 200
-    assert "Hello, world!" in reply.json()["response"]
-    assert server.url in output
-    assert "/docs" in output
-    assert "offline" in output
-    assert status == 0
+        return FirstStart(folder, server.url, reply, output, server.first_password(), server.stop())
 
 
-def test_the_password_is_shown_once_and_stored_nowhere(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
-        password = server.first_password()
-        server.stop()
-    data = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file())
-    assert password.encode() not in data
-    with serving(tmp_path) as server:
-        server.sign_in(password=password)
-        assert server.get("/api/v1/auth/me").json()["role"] == "admin"
-        assert password not in server.output()
-        server.stop()
+def test_the_first_start_answers_the_first_prompt(first: FirstStart) -> None:
+    assert first.reply.status_code == 200
+    assert "Hello, world!" in first.reply.json()["response"]
+    assert first.url in first.output
+    assert "/docs" in first.output
+    assert "offline" in first.output
+    assert first.status == 0
 
 
-def test_the_signing_key_and_the_database_are_the_owners_alone(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
-        server.stop()
-    data = tmp_path / "data"
+def test_the_signing_key_and_the_database_are_the_owners_alone(first: FirstStart) -> None:
+    data = first.folder / "data"
     assert stat.S_IMODE(data.stat().st_mode) == 0o700
     assert stat.S_IMODE((data / "secret.key").stat().st_mode) == 0o600
+
+
+def test_the_password_is_shown_once_and_stored_nowhere(first: FirstStart) -> None:
+    data = b"".join(path.read_bytes() for path in (first.folder / "data").rglob("*") if path.is_file())
+    assert first.password.encode() not in data
+    with serving(first.folder) as server:
+        server.sign_in(password=first.password)
+        assert server.get("/api/v1/auth/me").json()["role"] == "admin"
+        assert first.password not in server.output()
+        server.stop()
 
 
 def test_a_prompt_that_comes_before_the_agents_are_loaded_waits_for_them(tmp_path: Path) -> None:
