@@ -21,7 +21,7 @@ Kind = Literal["prompt", "stream", "hit"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 PATH = "/api/v1/agent/prompt"
-SETTLE_S = 20.0
+PATIENCE_S = SETTLE_S = 20.0
 
 
 @pytest.fixture
@@ -172,11 +172,11 @@ async def disturb_every_await(application: Application, fake: FakeProvider, kind
         for nth in range(1, 2000):
             script = Script(nth, how)
             task = under(script, caller.ask_as(kind, f"{how}-{nth}"))
-            await asyncio.wait([task], timeout=SETTLE_S)
+            await asyncio.wait([task], timeout=PATIENCE_S)
             assert task.done(), f"it hangs after the {nth}th await was {how}: {script.place}"
             left = await caller.settled(baseline)
             assert not left, f"{left} after the {nth}th await was {how}: {script.place}"
-            async with asyncio.timeout(SETTLE_S):
+            async with asyncio.timeout(PATIENCE_S):
                 status, _ = await caller.ask_as(kind, f"{how}-{nth}-next")
             assert status == 200, f"{status} after the {nth}th await was {how}: {script.place}"
             if not script.place:
@@ -203,7 +203,7 @@ async def test_what_is_left_behind_is_found(
     application: Application, fake: FakeProvider, kind: Kind, how: Disturbance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: a slot that is given back where all went well, and not in a `finally`."""
-    monkeypatch.setattr("tests.faults.test_every_await.SETTLE_S", 0.2)
+    monkeypatch.setattr("tests.faults.test_every_await.SETTLE_S", 0.5)
     slots = application.door.admission.slots
     owner, name = (_Reply, "send_whole") if kind == "hit" else (Conversations, "_claim")
     original: Any = getattr(owner, name)
