@@ -19,13 +19,16 @@ TOKENS_A_RUN = 46  # what the fake provider counts: 12 in, 34 out
 
 
 @pytest.fixture
-async def served(fake: FakeProvider, tmp_path: Path, installed_url: str) -> AsyncIterator[Application]:
+async def served(
+    request: pytest.FixtureRequest, fake: FakeProvider, tmp_path: Path, installed_url: str
+) -> AsyncIterator[Application]:
+    """An application whose models have a minute, or as many seconds as a test says."""
     async with open_application(
         tmp_path / "data",
         database_url=installed_url,
         default_model="openai-chat:gpt-4o-mini",
         rate_limit_per_minute=0,
-        model_timeout_seconds=1,
+        model_timeout_seconds=getattr(request, "param", 60),
     ) as opened:
         yield opened
 
@@ -106,6 +109,7 @@ async def test_dollars_are_charged_as_answers_say(served: Application) -> None:
         assert (await state(ada))["spent"] == pytest.approx(sum(costs))
 
 
+@pytest.mark.parametrize("served", [1], indirect=True)
 @pytest.mark.parametrize(("message", "status", "least", "most"), [("fault:500", 502, 0, 0), ("fault:hang", 504, 1, 40)])
 async def test_a_failed_run_is_charged_what_it_used(
     served: Application, message: str, status: int, least: int, most: int
