@@ -13,34 +13,22 @@ one event; the text is the same.
 
 import argparse
 import json
-import os
 import statistics
-import sys
-import tempfile
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 import psutil
 import uvloop
 
 from app.load import Load, Report, run_load
-from benchmarks.uncached_prompt import PASSWORD, ROOT, fake_provider, reached, started
-from tests.process import free_port
+from benchmarks.beside_plain import Server, fake_provider, open_both
 
 CONNECTIONS = (1, 50, 200)
 
 
 @dataclass
-class Target:
-    process: psutil.Process
-    url: str
-    headers: dict[str, str]
+class Target(Server):
     body: dict[str, Any]
-
-    def cpu_s(self) -> float:
-        used = self.process.cpu_times()
-        return used.user + used.system
 
 
 @dataclass
@@ -69,54 +57,29 @@ async def load(target: Target, *, connections: int, streams: int) -> tuple[Repor
 
 
 async def measure(base_url: str, provider_pid: int, *, rounds: int, each: int) -> dict[str, object]:
-    environment = {
-        key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV"}
-    } | {"OPENAI_API_KEY": "any", "OPENAI_BASE_URL": base_url, "PYTHONPATH": str(ROOT), "PYDANTIC_AI_NO_BANNER": "1"}
-    plain_port, our_port = free_port(), free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        ours = environment | {
-            "DATA_DIR": folder,
-            "ADMIN_PASSWORD": PASSWORD,
-            "AGENTS": "benchmarks.plain_application:talker",
-            "DEFAULT_MODEL": "openai-chat:gpt-4o-mini",
-            "RATE_LIMIT_PER_MINUTE": "1000000",
-            "PROVIDER_MAX_CONCURRENCY": "1000",
-            "LOG_LEVEL": "warning",
+    async with open_both(base_url, "talker", PROVIDER_MAX_CONCURRENCY="1000") as (plain, ours):
+        said = "nonce:{nonce}"
+        chat = {"model": "talker", "messages": [{"role": "user", "content": said}], "stream": True}
+        prompt = {"message": said, "agent": "talker", "stream": True}
+        targets = {
+            "plain": Target(plain.process, f"{plain.url}/stream", {}, prompt),
+            "prompt": Target(ours.process, f"{ours.url}/api/v1/agent/prompt", ours.headers, prompt),
+            "chat": Target(ours.process, f"{ours.url}/v1/chat/completions", ours.headers, chat),
         }
-        serve = [sys.executable, "-m", "app", "serve", "--port", str(our_port)]
-        plain = [sys.executable, "-m", "uvicorn", "--factory", "benchmarks.plain_application:create_app"]
-        plain += ["--port", str(plain_port), "--log-level", "warning", "--no-access-log"]
-        with started(plain, environment) as plain_pid, started(serve, ours) as our_pid:
-            async with aiohttp.ClientSession() as session:
-                await reached(session, f"http://127.0.0.1:{plain_port}/livez")
-                await reached(session, f"http://127.0.0.1:{our_port}/readyz")
-                form = {"username": "admin", "password": PASSWORD}
-                async with session.post(f"http://127.0.0.1:{our_port}/api/v1/auth/token", data=form) as reply:
-                    token = (await reply.json())["access_token"]
-            headers = {"Authorization": f"Bearer {token}"}
-            said = "nonce:{nonce}"
-            chat = {"model": "talker", "messages": [{"role": "user", "content": said}], "stream": True}
-            prompt = {"message": said, "agent": "talker", "stream": True}
-            theirs, own = psutil.Process(plain_pid), psutil.Process(our_pid)
-            targets = {
-                "plain": Target(theirs, f"http://127.0.0.1:{plain_port}/stream", {}, prompt),
-                "prompt": Target(own, f"http://127.0.0.1:{our_port}/api/v1/agent/prompt", headers, prompt),
-                "chat": Target(own, f"http://127.0.0.1:{our_port}/v1/chat/completions", headers, chat),
-            }
-            provider = Target(psutil.Process(provider_pid), f"{base_url}/chat/completions", {}, chat)
-            found: dict[int, dict[str, Measured]] = {
-                connections: {name: Measured() for name in targets} for connections in CONNECTIONS
-            }
-            alone, provider_us = await load(provider, connections=1, streams=200)
-            for at in range(-1, rounds):
-                for connections, measured in found.items():
-                    for name in sorted(targets, reverse=at % 2 == 0):
-                        streams = max(connections * each, 100)
-                        report, cpu_us = await load(targets[name], connections=connections, streams=streams)
-                        if at >= 0:  # the first round warms up
-                            measured[name].streams_per_second.append(report.per_second)
-                            measured[name].first_text_ms.append(report.first_token_ms.p50)
-                            measured[name].cpu_us.append(cpu_us)
+        provider = Target(psutil.Process(provider_pid), f"{base_url}/chat/completions", {}, chat)
+        found: dict[int, dict[str, Measured]] = {
+            connections: {name: Measured() for name in targets} for connections in CONNECTIONS
+        }
+        alone, provider_us = await load(provider, connections=1, streams=200)
+        for at in range(-1, rounds):
+            for connections, measured in found.items():
+                for name in sorted(targets, reverse=at % 2 == 0):
+                    streams = max(connections * each, 100)
+                    report, cpu_us = await load(targets[name], connections=connections, streams=streams)
+                    if at >= 0:  # the first round warms up
+                        measured[name].streams_per_second.append(report.per_second)
+                        measured[name].first_text_ms.append(report.first_token_ms.p50)
+                        measured[name].cpu_us.append(cpu_us)
     alone_ms = alone.first_token_ms.p50
     return {
         "provider alone": {
