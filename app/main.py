@@ -40,8 +40,9 @@ from app.api.v1 import (
 )
 from app.config import Settings, export_foreign_variables, load_settings
 from app.errors import BadConfiguration
+from app.installation import prepare
 from app.logs import configure_logging
-from app.runtime import open_runtime, prepare
+from app.runtime import open_runtime
 
 _EXPOSED = [
     *("X-Request-ID", "Server-Timing", "X-Cache", "Cache-Status", "Age", "Idempotent-Replayed"),

@@ -1,12 +1,10 @@
 """Everything that is opened, in one place: opened in order, closed in reverse."""
 
 import asyncio
-import logging
 import os
-import signal
 import socket
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from secrets import token_hex
@@ -14,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from app import __version__, tracing
+from app.agent_room import AgentRoom, follow_reloads, open_agent_room
 from app.config import Settings
 from app.core.accounts import Accounts
 from app.core.api_keys import KeyUses
@@ -23,46 +22,27 @@ from app.core.callers import Callers
 from app.core.chore import Chore
 from app.core.conversations import Conversations
 from app.core.idempotency import Idempotency
-from app.core.late_imports import import_types_late
 from app.core.login_limits import LoginLimits
 from app.core.metrics import Metrics
-from app.core.model_providers import fault_of
 from app.core.open_streams import OpenStreams
 from app.core.picture import fold
 from app.core.rate_limiter import RateLimiter
-from app.core.reloads import Outcome, Reloads
+from app.core.reloads import Reloads
 from app.core.responses import Responses
 from app.core.roll_call import RollCall
 from app.core.run_log import RunLog
-from app.core.security import PasswordHasher, TokenSigner, generate_password, open_data_dir, signing_key
+from app.core.security import PasswordHasher, TokenSigner
 from app.core.totals import Totals
 from app.core.vitals import watch_loop
-from app.db import schema
 from app.db.async_session import Database, open_database
-from app.db.users import create_first_admin, has_admin
-from app.errors import BadConfiguration, MnemosineError
+from app.installation import signing_key_of
 from app.stores.local import LocalStore
 from app.stores.memory import MemoryStore
 from app.stores.protocol import SharedStore
 from app.stores.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
-    from app.core.agent_pool import AgentPool
-    from app.core.agents import Agents
-    from app.core.prompt_service import PromptService
     from app.stores.redis import RedisStore
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class AgentRoom:
-    """What needs Pydantic AI. It is imported and made by a thread after the socket is open (about 1 s of CPU)."""
-
-    agents: "Agents"
-    pool: "AgentPool"
-    prompts: "PromptService"
-    reloads: Reloads
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,50 +80,6 @@ class Runtime:
     """Answers under way as streams; they end at the last call."""
 
 
-@dataclass(frozen=True, slots=True)
-class FirstStart:
-    """The administrator that the first start made, with the password that is shown this once."""
-
-    username: str
-    password: str | None
-    """`None` where the operator chose it by `ADMIN_PASSWORD`."""
-
-    def notice(self) -> str:
-        """What the terminal shows, once."""
-        if self.password is None:
-            return f"Administrator {self.username!r} was created with the password from ADMIN_PASSWORD."
-        return f"Administrator {self.username!r} was created. The password is shown this once:\n\n    {self.password}\n"
-
-
-async def prepare(settings: Settings) -> FirstStart | None:
-    """Make a new installation ready before any worker starts: data directory, signing key, schema, administrator.
-
-    Safe to run by several processes at once. Gives the new administrator, or `None` where there is one already.
-    Raises `BadConfiguration` or `DatabaseUnavailable`.
-    """
-    if settings.late_imports:
-        import_types_late()
-    await asyncio.to_thread(check_models, settings)
-    open_data_dir(settings.data_dir)
-    _signing_key(settings)
-    await asyncio.to_thread(schema.upgrade, settings.database_url)
-    chosen = settings.admin_password.get_secret_value() if settings.admin_password else None
-    password = chosen or generate_password()
-    async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(open_database(settings.database_url))
-        async with database.read() as session:
-            if await has_admin(session):
-                return None
-        hasher = PasswordHasher()
-        stack.push_async_callback(hasher.aclose)
-        hashed = await hasher.hash(password)
-        async with database.write() as session:
-            created = await create_first_admin(session, username=settings.admin_username, password_hash=hashed)
-    if not created:
-        return None
-    return FirstStart(settings.admin_username, None if chosen else password)
-
-
 @asynccontextmanager
 async def open_runtime(
     settings: Settings,
@@ -169,7 +105,7 @@ async def open_runtime(
         )
         passwords = PasswordHasher()
         stack.push_async_callback(passwords.aclose)
-        tokens = TokenSigner(_signing_key(settings), lifetime_s=settings.access_token_expire_minutes * 60)
+        tokens = TokenSigner(signing_key_of(settings), lifetime_s=settings.access_token_expire_minutes * 60)
         worker = f"{socket.gethostname()}:{os.getpid()}:{token_hex(4)}"
         roll_call = RollCall(database, worker=worker)
         stack.push_async_callback(roll_call.aclose)
@@ -231,7 +167,7 @@ async def open_runtime(
         # Before the agents are read, and before anybody can see this worker: no order is lost on the way.
         reloads = Reloads(settings.data_dir, worker=worker)
         agent_room = asyncio.create_task(
-            _open_agent_room(
+            open_agent_room(
                 settings, runs, cache, limiter, budgets, conversations, metrics, parts, reloads, room_stack
             ),
             name="agent-room",
@@ -239,7 +175,7 @@ async def open_runtime(
         stack.push_async_callback(_end, agent_room)
         # Runs end before the pool closes under them.
         stack.push_async_callback(cache.aclose)
-        follower = asyncio.create_task(_follow_reloads(settings, agent_room), name="agent-reloads")
+        follower = asyncio.create_task(follow_reloads(settings, agent_room), name="agent-reloads")
         stack.push_async_callback(_end, follower)
         stack.push_async_callback(_end, asyncio.create_task(watch_loop(metrics), name="loop-watch"))
         telling = asyncio.create_task(_end_streams(last_call, streams), name="last-call")
@@ -325,155 +261,6 @@ async def _open_totals(
         store=store,
         on_death=roll_call.bury,
     )
-
-
-async def _open_agent_room(
-    settings: Settings,
-    runs: RunLog,
-    cache: CacheService,
-    limiter: RateLimiter,
-    budgets: Budgets,
-    conversations: Conversations,
-    metrics: Metrics,
-    parts: dict[str, Callable[[], Mapping[str, Any]]],
-    reloads: Reloads,
-    stack: AsyncExitStack,
-) -> AgentRoom:
-    await asyncio.to_thread(import_module, "app.core.agent_stack")
-    if tracing.is_on():
-        from app.core.agent_spans import trace_agents
-
-        stack.callback(trace_agents())
-    from app.core.agent_pool import AgentPool
-    from app.core.charges import Charges
-    from app.core.models import Models
-    from app.core.prompt_service import PromptService
-
-    models = Models()
-    stack.push_async_callback(models.aclose)
-    # Reading files and importing modules is a thread's work; the one built-in agent is not.
-    named = settings.agents_dir is not None or settings.agents
-    agents = await asyncio.to_thread(load_agents, settings) if named else load_agents(settings)
-    pool = AgentPool(
-        models,
-        capacity=settings.agent_pool_size,
-        idle_s=settings.agent_idle_seconds,
-        provider_slots=settings.provider_max_concurrency,
-        queue_length=settings.provider_max_concurrency,
-        on_creation=metrics.histogram("agent_creation_seconds").record,
-        on_wait=metrics.record_slot,
-    )
-    stack.push_async_callback(pool.aclose)
-    pool.start()
-    parts["agent_pool"] = pool.numbers
-    try:
-        for agent in agents:
-            await pool.warm(agent)
-    except MnemosineError as error:
-        _log.error("no prompt can be answered: %s", error.detail)
-        raise
-    prompts = PromptService(
-        agents,
-        pool,
-        models,
-        runs,
-        cache,
-        Charges(limiter, budgets),
-        conversations,
-        allowed_models={settings.default_model, "offline"},
-        model_timeout_s=settings.model_timeout_seconds,
-        on_model_call=metrics.record_model_call,
-    )
-    return AgentRoom(agents, pool, prompts, reloads)
-
-
-async def reload_agents(settings: Settings, room: AgentRoom) -> list[str]:
-    """Take changed agents without a restart; gives the names of those that are new, changed or gone.
-
-    All or nothing: what a start would refuse raises `BadConfiguration` and leaves the old set. Runs that have begun
-    finish on the agent that they began with.
-    """
-    before = {agent.name: agent.revision for agent in room.agents}
-    agents = await asyncio.to_thread(load_agents, settings)
-    for agent in agents:
-        await room.pool.warm(agent)
-    after = {agent.name: agent.revision for agent in agents}
-    room.agents.replace(agents)
-    room.pool.retire_all_but(agents)
-    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    _log.info("the agents were read again; changed: %s", ", ".join(changed) or "none")
-    return changed
-
-
-async def _follow_reloads(settings: Settings, opening: asyncio.Future[AgentRoom]) -> None:
-    """Reload on SIGHUP and when another process orders it; what is broken is logged and changes nothing."""
-    hangup = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    with suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread, or not POSIX
-        loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    room = await asyncio.shield(opening)
-    while True:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(0.5):
-                await hangup.wait()
-        order = room.reloads.hear()
-        if not hangup.is_set() and order is None:
-            continue
-        hangup.clear()
-        try:
-            changed = await reload_agents(settings, room)
-        except MnemosineError as error:
-            _log.error("the agents stay as they were: %s", error.detail)
-            outcome = Outcome(refusal=error.detail)
-        else:
-            outcome = Outcome(tuple(sorted(agent.name for agent in room.agents)), tuple(changed))
-        if order is not None:
-            await asyncio.to_thread(room.reloads.answer, order, outcome)
-
-
-def load_agents(settings: Settings) -> "Agents":
-    """Every agent that `settings` name, each with models that can be made here. Imports the agent stack.
-
-    Raises `BadConfiguration` for a broken one.
-    """
-    from app.core.agent_code import load_agent
-    from app.core.agent_files import read_agent_files
-    from app.core.agents import Agents
-
-    model = settings.default_model
-    found = [load_agent(reference, default_model=model) for reference in settings.agents]
-    if settings.agents_dir is not None:
-        allowed = settings.allowed_capabilities
-        found += read_agent_files(settings.agents_dir, default_model=model, allowed_capabilities=allowed)
-    agents = Agents(found, default_model=model)
-    for agent in agents:
-        for name in (*(() if agent.own_model is not None else (agent.model,)), *agent.fallbacks):
-            _check_model(name, settings, f" of agent {agent.name!r} ({agent.source})")
-    return agents
-
-
-def check_models(settings: Settings) -> None:
-    """Look whether every model that is needed can be made here. Raises `BadConfiguration`.
-
-    Without agents nothing slow is imported.
-    """
-    if settings.agents_dir is not None or settings.agents:
-        load_agents(settings)
-    else:
-        _check_model(settings.default_model, settings)
-
-
-def _check_model(name: str, settings: Settings, owner: str = "") -> None:
-    fault = fault_of(name)
-    if fault is not None:
-        setting = f"DEFAULT_MODEL={name}" if name == settings.default_model else f"the model {name}{owner}"
-        raise BadConfiguration(f"{setting} cannot work: {fault[0]}; {fault[1]}")
-
-
-def _signing_key(settings: Settings) -> bytes:
-    if settings.secret_key is not None:
-        return settings.secret_key.get_secret_value().encode()
-    return signing_key(settings.data_dir)
 
 
 async def _end_streams(last_call: asyncio.Event, streams: OpenStreams) -> None:

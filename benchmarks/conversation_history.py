@@ -16,7 +16,8 @@ from pydantic import SecretStr
 from app.config import load_settings
 from app.core.conversations import Conversations
 from app.core.run import Caller, Question
-from app.runtime import open_runtime, prepare
+from app.installation import prepare
+from app.runtime import open_runtime
 
 LENGTHS = (10, 100, 1000)
 ROUNDS, PROMPTS = 5, 10

@@ -33,9 +33,9 @@ from app.config import load_settings
 from app.core.metrics import Metrics
 from app.core.run import Answer, Usage
 from app.core.story import Story
+from app.installation import prepare
 from app.load import NONCE
 from app.main import create_app
-from app.runtime import prepare
 from benchmarks.running import LOAD_CORES, Running, fake_provider, homes, pinned, send, serve
 from benchmarks.subjects import MNEMOSINE
 from benchmarks.unmeasured_server import ALL, INSTEAD, NOTHING, REQUESTS

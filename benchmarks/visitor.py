@@ -11,8 +11,9 @@ from pydantic import SecretStr
 
 from app.api.front_door import FrontDoor
 from app.config import load_settings
+from app.installation import prepare
 from app.main import create_app
-from app.runtime import Runtime, prepare
+from app.runtime import Runtime
 
 PASSWORD = "a password for benchmarks"
 

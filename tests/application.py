@@ -12,8 +12,9 @@ from pydantic import SecretStr
 
 from app.api.front_door import FrontDoor
 from app.config import load_settings
+from app.installation import prepare
 from app.main import create_app
-from app.runtime import Runtime, prepare
+from app.runtime import Runtime
 from tests.prepared import ADMIN_PASSWORD, install
 
 USER_PASSWORD = "a password of a user"

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from app.config import load_settings
 from app.db import schema
-from app.runtime import prepare
+from app.installation import prepare
 from tests.servers import PostgresServer
 
 ADMIN_PASSWORD = "correct horse battery staple"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from app.config import load_settings
-from app.runtime import prepare
+from app.installation import prepare
 from tests.process import ROOT, START_TIMEOUT_S
 
 MOST_LINES = 3

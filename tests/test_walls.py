@@ -14,9 +14,11 @@ APP = ROOT / "app"
 
 # A room may import the rooms that its line names, and itself. The order is that of ARCHITECTURE.md.
 MAY_IMPORT = {
-    "main": {"api", "runtime", "config", "logs", "errors"},
-    "api": {"runtime", "core", "logs", "tracing", "errors"},
-    "runtime": {"config", "core", "stores", "db", "logs", "tracing", "errors"},
+    "main": {"api", "runtime", "installation", "config", "logs", "errors"},
+    "api": {"runtime", "agent_room", "core", "logs", "tracing", "errors"},
+    "runtime": {"installation", "agent_room", "config", "core", "stores", "db", "logs", "tracing", "errors"},
+    "installation": {"agent_room", "config", "core", "db"},
+    "agent_room": {"config", "core", "tracing", "errors"},
     "doctor": {"config", "core", "stores", "db", "errors"},
     "core": {"stores", "db", "logs", "tracing", "errors"},
     "stores": {"errors"},

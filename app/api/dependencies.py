@@ -7,11 +7,12 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from fastapi.security import OAuth2PasswordBearer
 
+from app.agent_room import AgentRoom
 from app.api.limits import admit
 from app.api.visit import visit_of
 from app.core.run import Caller
 from app.errors import NotAllowed, NotAuthenticated, Unavailable
-from app.runtime import AgentRoom, Runtime
+from app.runtime import Runtime
 
 _bearer = OAuth2PasswordBearer("/api/v1/auth/token", auto_error=False)
 

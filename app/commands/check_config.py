@@ -30,7 +30,7 @@ def check_config(example: bool, env_file: str) -> None:
     for row in rows:
         click.echo(f"{row.name:<{name_width}}  {row.value or '-':<{value_width}}  ({row.origin})")
 
-    from app.runtime import check_models
+    from app.agent_room import check_models
 
     if settings.agents and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -16,7 +16,7 @@ from app.commands.settings import env_file_option, read_settings
 
 if TYPE_CHECKING:
     from app.config import Settings
-    from app.runtime import FirstStart
+    from app.installation import FirstStart
 
 _log = logging.getLogger(__name__)
 
@@ -106,8 +106,8 @@ def serve(
     configure_logging("debug" if settings.debug else settings.log_level, settings.log_format)
 
     from app import doctor
+    from app.installation import prepare
     from app.main import create_app
-    from app.runtime import prepare
 
     # Here, in the one parent: the workers find everything ready.
     _show_once(asyncio.run(prepare(settings)))

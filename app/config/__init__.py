@@ -1,6 +1,6 @@
 """The settings: every knob, read once from the environment and `.env`.
 
-Only `main`, the commands, `doctor` and `runtime` read them; everything below takes plain values.
+Only those who start the house and open it read them; everything below takes plain values.
 """
 
 from app.config.display import SettingRow, describe, example_env, mask_url, meanings

@@ -11,7 +11,7 @@ import pytest
 
 from app.config import load_settings
 from app.errors import BadConfiguration
-from app.runtime import prepare
+from app.installation import prepare
 from benchmarks.fake_provider import FakeProvider
 from tests.application import open_application
 

@@ -35,7 +35,7 @@ PREPARED = """
 import asyncio
 from pathlib import Path
 from app.config import load_settings
-from app.runtime import prepare
+from app.installation import prepare
 asyncio.run(prepare(load_settings(None, data_dir=Path({folder!r}), late_imports={late})))
 """
 EVERYTHING = """

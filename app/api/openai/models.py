@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from app.agent_room import AgentRoom
 from app.api.dependencies import AgentRoomDep, CurrentCaller, RuntimeDep
 from app.core.run import Caller
 from app.errors import FieldFault, ModelNotFound, NotFound
-from app.runtime import AgentRoom, Runtime
+from app.runtime import Runtime
 
 if TYPE_CHECKING:
     from app.core.agents import AgentDefinition

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from app.agent_room import reload_agents
 from app.api.dependencies import Admin, AgentRoomDep, CurrentCaller, RuntimeDep
 from app.errors import BadConfiguration, Conflict
-from app.runtime import reload_agents
 
 if TYPE_CHECKING:
     from app.core.agents import AgentDefinition
