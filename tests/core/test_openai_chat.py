@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from pydantic_ai import Agent, ModelSettings
-from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError, UnexpectedModelBehavior
+from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError, ModelTimeoutError, UnexpectedModelBehavior
 from pydantic_ai.models import Model
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from app.core.openai_chat import PROFILE, LeanChatModel, ProviderHttp, is_covered
+from app.core.text_stream import text_of
 from benchmarks.fake_provider import FAULTS, FakeProvider, Fault
 
 SETTINGS: list[ModelSettings] = [
@@ -130,6 +131,32 @@ async def test_silence_is_a_timeout_and_the_next_call_succeeds(
         await agent_on(pair[1]).run("fault:hang", model_settings={"timeout": 0.2, "max_retries": 0})
     assert (await agent_on(pair[1]).run("hello")).output
     assert fake.calls == 2
+
+
+async def test_silence_in_the_middle_of_a_stream_is_a_timeout(
+    fake: FakeProvider, pair: tuple[OpenAIChatModel, LeanChatModel]
+) -> None:
+    fake.chunk_gap_s = 30
+    said = ""
+
+    async def listen() -> None:
+        nonlocal said
+        async with pair[1].request_stream(*await _request("hello")) as stream:
+            async for event in stream:
+                said += text_of(event)
+
+    with pytest.raises(ModelTimeoutError):
+        await listen()
+    assert said
+    await fake.until(lambda: fake.open_streams == 0)
+
+
+@pytest.mark.parametrize("length", [1, 40_000, 1_000_000])
+async def test_a_body_arrives_whole_however_long_it_is(
+    fake: FakeProvider, pair: tuple[OpenAIChatModel, LeanChatModel], length: int
+) -> None:
+    await Agent(pair[1]).run("x" * length)
+    assert len(fake.requests[0].body["messages"][0]["content"]) == length
 
 
 async def test_whoever_is_cancelled_leaves_the_provider(
