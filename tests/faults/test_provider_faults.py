@@ -201,7 +201,7 @@ async def test_a_killed_provider_under_load_is_left_alone_and_found_again(
             amplification = (guard.calls - before) / (statuses["default"].total() - asked + 8)
             after = "never" if opened_after_s is None else f"after {opened_after_s:.1f} s"
             what = f"a provider away for {outage_s:g} s" + ("" if protected else ", no breaker")
-            figures.note(what, "breaker < 5 s, calls < 1.1 x", f"{after}, {amplification:.2f} x")
+            figures.note(what, "breaker < 5 s, calls < 1.1 x", f"{after}, {amplification:.3f} x")
             if protected:
                 assert opened_after_s is not None
                 assert opened_after_s < 5
@@ -211,6 +211,7 @@ async def test_a_killed_provider_under_load_is_left_alone_and_found_again(
                 while statuses["default"][200] == answered:
                     assert monotonic() - back < 10
                     await asyncio.sleep(0.01)
+                figures.note(what, "answers < 10 s after its return", f"{monotonic() - back:.1f} s")
             else:
                 assert opened_after_s is None
                 assert amplification > 1.1
