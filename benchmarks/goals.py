@@ -16,16 +16,17 @@ REASONS: dict[str, str] = {
         "Starlette and FastAPI 11 %, the prompt service 7 %, SQLAlchemy 4 % (cProfile, 26 November 2026)."
     ),
     "cold start to the first answer, against before": (
-        "Nearly all of it are imports: Pydantic AI 0.3 s of CPU, our own models and routes 0.25, SQLAlchemy 0.15, FastAPI "
-        "0.1; before imports all of these too. What was tried is in docs/decisions/0010-start.md. Health answers after 0.2 s."
+        "Nearly all of it are imports: Pydantic AI 0.3 s of CPU, our own models and routes 0.25, SQLAlchemy 0.15, "
+        "FastAPI 0.1; before imports all of these too. What was tried is in docs/decisions/0010-start.md. Health "
+        "answers after 0.2 s."
     ),
     "installed size against before": (
         "SQLAlchemy, OpenAI's SDK, uvloop and Pydantic AI are two thirds of ours (18, 16, 14 and 11 MB), and before "
         "has all four too."
     ),
     "cached hit, 32 connections, against LiteLLM's cache": (
-        "LiteLLM answers 160 to 260 hits a second here, bare ASGI with the same checks 20,000 to 30,000: a hundred times is "
-        "near the limit. On a quiet machine it was 94 times (19,646 against 209, 26 November 2026)."
+        "LiteLLM answers 160 to 260 hits a second here, bare ASGI with the same checks 20,000 to 30,000: a hundred "
+        "times is near the limit. On a quiet machine it was 94 times (19,646 against 209, 26 November 2026)."
     ),
 }
 """Why a goal is missed, by its name; looked into by hand and shown for as long as it is missed."""
