@@ -1,8 +1,7 @@
 """Two processes' caches over one shared store: one entry, one run, one clear; a tier that fails is a miss."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,7 @@ from app.core.flights import Tell
 from app.core.run import Answer, TextDelta, Usage
 from app.errors import ProviderFailed, StoreUnavailable
 from app.stores.local import LocalStore
-from app.stores.memory import MemoryStore
-from app.stores.protocol import SharedStore
-from app.stores.redis import RedisStore
+from tests.core.conftest import OpenStore, cache_on
 
 
 def key(prompt: str = "Hi", scope: str = "user:1", agent: str = "default") -> CacheKey:
@@ -52,34 +49,8 @@ class Model:
         )
 
 
-def cache_on(store: SharedStore) -> CacheService:
-    return CacheService(MemoryStore(max_bytes=10**6), store, enabled=True, ttl_s=60, tier=store, jitter=lambda: 0.5)
-
-
-Open = Callable[[], Awaitable[SharedStore]]
-
-
-@pytest.fixture(params=["local", pytest.param("redis", marks=pytest.mark.service)])
-async def open_store(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Open]:
-    """Opens the store of one more process, on one machine or on many."""
-    url: str | None = request.getfixturevalue("redis_url") if request.param == "redis" else None
-    async with AsyncExitStack() as stack:
-
-        async def open_one() -> SharedStore:
-            store: SharedStore
-            if url is None:
-                store = LocalStore(tmp_path / "shared")
-            else:
-                store = redis = RedisStore(url)
-                await redis.start()
-            stack.push_async_callback(store.aclose)
-            return store
-
-        yield open_one
-
-
 @pytest.fixture
-async def pair(open_store: Open) -> AsyncIterator[tuple[CacheService, CacheService]]:
+async def pair(open_store: OpenStore) -> AsyncIterator[tuple[CacheService, CacheService]]:
     caches = cache_on(await open_store()), cache_on(await open_store())
     yield caches
     for cache in caches:
@@ -129,7 +100,7 @@ async def test_a_clear_in_one_process_is_a_clear_in_both(pair: tuple[CacheServic
     assert (await asked(one, model.run, agent="second")).cache == "MISS"
 
 
-async def test_a_restart_keeps_the_answers(open_store: Open) -> None:
+async def test_a_restart_keeps_the_answers(open_store: OpenStore) -> None:
     model = Model()
     model.go.set()
     before = cache_on(await open_store())

@@ -17,9 +17,7 @@ from app.core.run import Answer, RunEvent, TextDelta, ToolFinished, ToolStarted,
 from app.errors import ProviderFailed, StoreUnavailable, Unavailable
 from app.stores import redis, redis_link
 from app.stores.local import LocalStore
-from app.stores.memory import MemoryStore
-from app.stores.protocol import SharedStore
-from app.stores.redis import RedisStore
+from tests.core.conftest import OpenStore, cache_on
 
 
 def key(scope: str = "user:1") -> CacheKey:
@@ -115,37 +113,36 @@ class Listener:
         await asyncio.gather(self.task, return_exceptions=True)
 
 
+async def begin(cache: CacheService, model: Model, text: str) -> Listener:
+    """Whoever asks first, when `text` was said and heard; then the run stands still."""
+    model.say(text)
+    return await join(cache, model, text)
+
+
+async def join(cache: CacheService, model: Model, text: str) -> Listener:
+    """One more who asks, when exactly `text` was heard."""
+    listener = Listener(cache, model, key())
+    await listener.hears(text)
+    return listener
+
+
 Open = Callable[[], Awaitable[CacheService]]
 
 
-@pytest.fixture(params=["local", pytest.param("redis", marks=pytest.mark.service)])
-async def open_cache(
-    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Open]:
+@pytest.fixture
+async def open_cache(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
     """Opens the cache of one more process, on one machine or on many."""
     # What is heard is the question here; a busy machine must not make a living Redis seem away.
     monkeypatch.setattr(redis_link, "DEADLINE_S", 10.0)
     monkeypatch.setattr(redis, "LEASE_S", 2.0)
-    url: str | None = request.getfixturevalue("redis_url") if request.param == "redis" else None
     async with AsyncExitStack() as stack:
 
         async def open_one() -> CacheService:
-            store: SharedStore
-            if url is None:
-                store = LocalStore(tmp_path / "shared")
-            else:
-                store = replica = RedisStore(url)
-                await replica.start()
-            stack.push_async_callback(store.aclose)
-            cache = cache_on(store)
+            cache = cache_on(await open_store())
             stack.push_async_callback(cache.aclose)
             return cache
 
         yield open_one
-
-
-def cache_on(store: SharedStore) -> CacheService:
-    return CacheService(MemoryStore(max_bytes=10**6), store, enabled=True, ttl_s=60, tier=store, jitter=lambda: 0.5)
 
 
 async def until(true: Callable[[], Any]) -> None:
@@ -159,12 +156,10 @@ async def test_a_late_one_elsewhere_hears_what_was_said_and_then_follows(open_ca
     first = Listener(one, model, key())
     model.say("To ", "be")
     await first.hears("To be")
-    second = Listener(other, model, key())
-    await second.hears("To be")
+    second = await join(other, model, "To be")
     model.say(ToolStarted("c", "search"), ToolFinished("c", "search", False), " or ")
     await second.hears("To be or ")
-    third = Listener(await open_cache(), model, key())
-    await third.hears("To be or ")
+    third = await join(await open_cache(), model, "To be or ")
     model.say("not")
     await asyncio.gather(*(each.hears("To be or not") for each in (first, second, third)))
     model.end()
@@ -188,9 +183,7 @@ async def test_a_late_one_elsewhere_hears_what_was_said_and_then_follows(open_ca
 
 async def test_all_who_ask_in_the_other_process_hear_it_there(open_cache: Open) -> None:
     model, one, other = Model(), await open_cache(), await open_cache()
-    first = Listener(one, model, key())
-    model.say("To be")
-    await first.hears("To be")
+    _first = await begin(one, model, "To be")
     crowd = [Listener(other, model, key()) for _ in range(5)]
     plain = asyncio.create_task(other.get_or_run(key(), model.run, mode="use"))
     await asyncio.gather(*(each.hears("To be") for each in crowd))
@@ -203,11 +196,8 @@ async def test_all_who_ask_in_the_other_process_hear_it_there(open_cache: Open) 
 async def test_a_long_text_arrives_whole(open_cache: Open) -> None:
     text = "äöü€ " * 20_000
     model, one, other = Model(), await open_cache(), await open_cache()
-    first = Listener(one, model, key())
-    model.say(text)
-    await first.hears(text)
-    second = Listener(other, model, key())
-    await second.hears(text)
+    first = await begin(one, model, text)
+    second = await join(other, model, text)
     for number in range(300):
         model.say(f"{number} ")
         await asyncio.sleep(0)
@@ -217,11 +207,8 @@ async def test_a_long_text_arrives_whole(open_cache: Open) -> None:
 
 async def test_whoever_began_may_leave_and_the_others_hear_the_rest(open_cache: Open) -> None:
     model, one, other = Model(), await open_cache(), await open_cache()
-    first = Listener(one, model, key())
-    model.say("To be")
-    await first.hears("To be")
-    second = Listener(other, model, key())
-    await second.hears("To be")
+    first = await begin(one, model, "To be")
+    second = await join(other, model, "To be")
     await first.leave()
     model.say(" or not")
     await second.hears("To be or not")
@@ -233,11 +220,8 @@ async def test_whoever_began_may_leave_and_the_others_hear_the_rest(open_cache: 
 
 async def test_a_run_that_nobody_hears_any_more_ends(open_cache: Open) -> None:
     model, one, other = Model(), await open_cache(), await open_cache()
-    first = Listener(one, model, key())
-    model.say("To be")
-    await first.hears("To be")
-    second = Listener(other, model, key())
-    await second.hears("To be")
+    first = await begin(one, model, "To be")
+    second = await join(other, model, "To be")
     await first.leave()
     await second.leave()
     await until(lambda: model.cancelled)
@@ -246,27 +230,20 @@ async def test_a_run_that_nobody_hears_any_more_ends(open_cache: Open) -> None:
 
 async def test_whoever_comes_after_the_listeners_left_is_heard_too(open_cache: Open) -> None:
     model, one, other = Model(), await open_cache(), await open_cache()
-    first = Listener(one, model, key())
-    model.say("To be")
-    await first.hears("To be")
-    second = Listener(other, model, key())
-    await second.hears("To be")
+    first = await begin(one, model, "To be")
+    second = await join(other, model, "To be")
     await second.leave()
     await until(lambda: one.waiting == 1)
     model.say(" or")
-    third = Listener(other, model, key())
-    await third.hears("To be or")
+    third = await join(other, model, "To be or")
     model.end()
     assert (await third.task).output == (await first.task).output == "To be or"
 
 
 async def test_a_run_that_fails_in_the_middle_fails_for_all_and_nothing_is_kept(open_cache: Open) -> None:
     model, one, other = Model(), await open_cache(), await open_cache()
-    first = Listener(one, model, key())
-    model.say("To be")
-    await first.hears("To be")
-    second = Listener(other, model, key())
-    await second.hears("To be")
+    first = await begin(one, model, "To be")
+    second = await join(other, model, "To be")
     model.end(ProviderFailed("no"))
     with pytest.raises(ProviderFailed):
         await first.task
@@ -298,11 +275,8 @@ async def test_where_nothing_was_said_before_the_failure_the_other_asks_itself(o
 async def test_an_answer_that_is_not_kept_is_heard_by_who_was_there_and_by_nobody_after(open_cache: Open) -> None:
     model, one, other = Model(), await open_cache(), await open_cache()
     model.storable = False
-    first = Listener(one, model, key())
-    model.say("To be")
-    await first.hears("To be")
-    second = Listener(other, model, key())
-    await second.hears("To be")
+    first = await begin(one, model, "To be")
+    second = await join(other, model, "To be")
     model.end()
     assert (await second.task).output == (await first.task).output
     assert model.calls == 1
@@ -356,11 +330,8 @@ async def test_a_run_that_says_too_much_is_given_up_by_the_others_alone(
 ) -> None:
     monkeypatch.setattr(relay, "_MOST_BYTES", 100)
     model, one, other = Model(), await open_cache(), await open_cache()
-    first = Listener(one, model, key())
-    model.say("short")
-    await first.hears("short")
-    second = Listener(other, model, key())
-    await second.hears("short")
+    first = await begin(one, model, "short")
+    second = await join(other, model, "short")
     model.say("x" * 100)
     with pytest.raises(Unavailable):
         await second.task
@@ -414,9 +385,7 @@ Pair = tuple[CacheService, Failing, CacheService, Failing]
 async def test_a_stream_that_nobody_joins_says_nothing_to_the_store(failing_pair: Pair) -> None:
     one, store, _, _ = failing_pair
     model = Model()
-    first = Listener(one, model, key())
-    model.say("To be")
-    await first.hears("To be")
+    first = await begin(one, model, "To be")
     # Long enough for whoever looks for listeners to look.
     await asyncio.sleep(0.2)
     model.end()
@@ -429,11 +398,8 @@ async def test_a_shaky_store_neither_loses_nor_repeats_a_word(failing_pair: Pair
     speaking.shaky = {"append", "posts", "put"}
     listening.shaky = {"read_on", "post", "get"}
     model = Model()
-    first = Listener(one, model, key())
-    model.say("0 ")
-    await first.hears("0 ")
-    second = Listener(other, model, key())
-    await second.hears("0 ")
+    _first = await begin(one, model, "0 ")
+    second = await join(other, model, "0 ")
     text = "0 "
     for number in range(1, 8):
         text += f"{number} "
@@ -451,11 +417,8 @@ async def test_where_the_way_breaks_off_the_stream_ends_in_an_error(
     monkeypatch.setattr(relay, "_SIGN_EVERY_S", 0.1)
     one, speaking, other, _ = failing_pair
     model = Model()
-    first = Listener(one, model, key())
-    model.say("To be")
-    await first.hears("To be")
-    second = Listener(other, model, key())
-    await second.hears("To be")
+    first = await begin(one, model, "To be")
+    second = await join(other, model, "To be")
     speaking.away = {"append"}
     with pytest.raises(Unavailable):
         await second.task
@@ -474,11 +437,8 @@ async def test_what_is_kept_is_the_rest_where_the_way_breaks_off_at_the_end(
     monkeypatch.setattr(relay, "_FAREWELL_S", 0.1)
     one, speaking, other, _ = failing_pair
     model = Model()
-    first = Listener(one, model, key())
-    model.say("To be")
-    await first.hears("To be")
-    second = Listener(other, model, key())
-    await second.hears("To be")
+    first = await begin(one, model, "To be")
+    second = await join(other, model, "To be")
     speaking.away = {"append"}
     model.say(" or not")
     model.end()
@@ -490,9 +450,7 @@ async def test_where_the_way_is_never_there_one_waits_for_the_end(failing_pair: 
     one, speaking, other, listening = failing_pair
     speaking.away = listening.away = away
     model = Model()
-    first = Listener(one, model, key())
-    model.say("To be")
-    await first.hears("To be")
+    first = await begin(one, model, "To be")
     second = Listener(other, model, key())
     await until(lambda: other.waiting)
     await asyncio.sleep(0.3)

@@ -75,6 +75,13 @@ async def begin(house: House, line: Line, user: User, path: str, message: str) -
     return stream, said
 
 
+async def join(line: Line, user: User, path: str, message: str, said: str) -> Stream:
+    """The stream of one more who asks, when all of `said` was heard."""
+    stream = await ask(line, user, path, message)
+    await hear(stream, said)
+    return stream
+
+
 async def finish(*streams: Stream) -> None:
     for stream in streams:
         while await stream.more():
@@ -87,8 +94,7 @@ async def test_a_late_one_in_another_process_hears_the_beginning_and_follows(hou
     before = house.provider.stats()["calls"]
     async with house.lines() as (one, other):
         first, said = await begin(house, one, user, path, message)
-        second = await ask(other, user, path, message)
-        await hear(second, said)
+        second = await join(other, user, path, message, said)
         assert house.provider.stats()["open_streams"] == 1, "the run has not ended"
         go_on(house)
         await finish(first, second)
@@ -106,8 +112,7 @@ async def test_both_wires_hear_one_run(house: House) -> None:
     before = house.provider.stats()["calls"]
     async with house.lines() as (one, other):
         first, said = await begin(house, one, user, PROMPT, message)
-        second = await ask(other, user, CHAT, message)
-        await hear(second, said)
+        second = await join(other, user, CHAT, message, said)
         go_on(house)
         await finish(first, second)
     assert is_complete(second)
@@ -120,14 +125,12 @@ async def test_whoever_began_may_leave(house: House) -> None:
     before = house.provider.stats()
     async with house.lines() as (one, other):
         _, said = await begin(house, one, user, PROMPT, message)
-        second = await ask(other, user, PROMPT, message)
-        await hear(second, said)
+        second = await join(other, user, PROMPT, message, said)
         await one.aclose()
         # Somebody new in the process that runs it: it still runs.
         async with house.lines() as lines:
             (back,) = (line for line in lines if line.worker == one.worker)
-            third = await ask(back, user, PROMPT, message)
-            await hear(third, said)
+            third = await join(back, user, PROMPT, message, said)
             go_on(house)
             await finish(second, third)
     assert is_complete(second)
@@ -141,8 +144,7 @@ async def test_another_user_hears_nothing_of_it(house: House) -> None:
     before = house.provider.stats()["calls"]
     async with house.lines() as (one, other):
         first, said = await begin(house, one, anna, PROMPT, message)
-        friend = await ask(other, anna, PROMPT, message)
-        await hear(friend, said)
+        friend = await join(other, anna, PROMPT, message, said)
         async with house.lines() as lines:
             (beside,) = (line for line in lines if line.worker == other.worker)
             second, _ = await begin(house, beside, ben, PROMPT, message)
@@ -159,8 +161,7 @@ async def test_where_the_process_is_killed_whoever_heard_it_gets_an_error(house:
     user, message = house.user(), f"nonce:killed-{ROUTES[path]}"
     async with house.lines() as (one, other):
         first, said = await begin(house, one, user, path, message)
-        second = await ask(other, user, path, message)
-        await hear(second, said)
+        second = await join(other, user, path, message, said)
         os.kill(one.worker, signal.SIGKILL)
         with pytest.raises((OSError, EOFError)):
             await finish(first)
