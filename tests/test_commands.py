@@ -156,9 +156,13 @@ class Terminal:
 
     def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
         self._master, slave = os.openpty()
-        # `login_tty` makes it the terminal of the process, so that Ctrl-C is a signal there.
+        # `login_tty` makes it the terminal of the process, so that Ctrl-C is a signal there; tests that run in the
+        # background of a shell would hand down that it is ignored.
         command = [sys.executable, "-m", "app", *arguments]
-        program = f"import os; os.login_tty(0); os.execv({command[0]!r}, {command!r})"
+        program = (
+            "import os, signal; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+            f"os.login_tty(0); os.execv({command[0]!r}, {command!r})"
+        )
         self.process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=slave, stdout=slave, stderr=slave, cwd=folder, env=environment(TERM="xterm", **settings),
