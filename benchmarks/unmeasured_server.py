@@ -30,6 +30,7 @@ async def _no_report(*_: Any) -> None:
 
 INSTEAD: tuple[tuple[type, str, Any], ...] = (
     (Metrics, "record_request", _nothing),
+    (Metrics, "record_hit", _nothing),
     (CacheService, "count_hit", _nothing),
     (Totals, "report", _no_report),
 )

@@ -115,8 +115,8 @@ class FrontDoor:
         answer = known.answer_at_once(self.api.state.runtime, request, headers, visit)
         if answer is None:
             return None
-        elapsed_s = perf_counter() - visit.started
-        self.metrics.record_request(ROUTE, 200, elapsed_s, 0.0, visit.request_id, visit.started, visit.hit)
+        assert visit.hit is not None
+        self.metrics.record_hit(ROUTE, perf_counter() - visit.started, visit.request_id, visit.started, visit.hit)
         if _access.isEnabledFor(logging.INFO):
             with _as_request(visit.request_id):
                 _access.info("POST %s 200 %.1f ms", PATH, visit.elapsed_ms)

@@ -18,13 +18,23 @@ class Saved:
     cost_usd: Decimal = Decimal(0)
     seconds: float = 0.0
 
-    def add(self, answer: Answer) -> None:
-        """Count one answer that was not asked for again."""
-        self.requests += answer.usage.requests
-        self.input_tokens += answer.usage.input_tokens
-        self.output_tokens += answer.usage.output_tokens
-        self.cost_usd += answer.cost_usd or 0
-        self.seconds += answer.model_s
+    def add(self, answer: Answer, times: int = 1) -> None:
+        """Count an answer that was not asked for again, so many times."""
+        self.requests += answer.usage.requests * times
+        self.input_tokens += answer.usage.input_tokens * times
+        self.output_tokens += answer.usage.output_tokens * times
+        self.cost_usd += (answer.cost_usd or 0) * times
+        self.seconds += answer.model_s * times
+
+
+@dataclass(slots=True)
+class Repeated:
+    """An answer that goes out again and again."""
+
+    agent: str
+    answer: Answer
+    times: int = 0
+    """Since it was counted last."""
 
 
 @dataclass(slots=True)
@@ -42,10 +52,10 @@ class CacheCounts:
     saved: dict[str, Saved] = field(default_factory=dict[str, Saved])
     """By agent."""
 
-    def hit(self, agent: str, answer: Answer) -> None:
-        """Count an answer from memory."""
-        self.hits += 1
-        self._save(agent, answer)
+    def hit(self, agent: str, answer: Answer, times: int = 1) -> None:
+        """Count an answer from memory, that went out so many times."""
+        self.hits += times
+        self._save(agent, answer, times)
 
     def share(self, agent: str, answer: Answer) -> None:
         """Count an answer of a run that somebody else began."""
@@ -87,8 +97,8 @@ class CacheCounts:
             },
         }
 
-    def _save(self, agent: str, answer: Answer) -> None:
+    def _save(self, agent: str, answer: Answer, times: int = 1) -> None:
         saved = self.saved.get(agent)
         if saved is None:
             saved = self.saved[agent] = Saved()
-        saved.add(answer)
+        saved.add(answer, times)

@@ -44,7 +44,8 @@ class CacheCurve:
         self.asked = 0
         self._clock = clock
         self._share = share
-        self._first_unsampled = b""
+        self.first_unsampled = b""
+        """The digest from which on keys are not followed."""
         self._bytes = 0
         """Of all that is in the stack."""
         self._bytes_of_smallest = 0.0
@@ -59,7 +60,7 @@ class CacheCurve:
 
     def record(self, digest: bytes, size: int) -> None:
         """Note one question, whether it was a hit or was stored. `size` is that of its entry, in bytes."""
-        if digest >= self._first_unsampled:
+        if digest >= self.first_unsampled:
             return
         now = self._clock()
         self.asked += 1
@@ -119,7 +120,7 @@ class CacheCurve:
     def _sample(self, share: float) -> None:
         """Follow the keys of this share from now on: those below a bound."""
         self._share = share
-        self._first_unsampled = min(int(_SPACE * share), _SPACE - 1).to_bytes(8, "big")
+        self.first_unsampled = min(int(_SPACE * share), _SPACE - 1).to_bytes(8, "big")
         self._bytes_of_smallest = SIZES[0] * self.max_bytes * share
 
     def _play(self, digest: bytes, seen: _Seen, now: float) -> None:
@@ -147,7 +148,7 @@ class CacheCurve:
 
     def _halve(self) -> None:
         self._sample(self._share / 2)
-        for digest in [key for key in self._stack if key >= self._first_unsampled]:
+        for digest in [key for key in self._stack if key >= self.first_unsampled]:
             self._bytes -= self._stack.pop(digest).bytes
         # What was counted on the larger sample counts half, so that old and new weigh alike.
         self.asked //= 2

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from app.core import kept_answer
-from app.core.cache_counts import CacheCounts
+from app.core.cache_counts import CacheCounts, Repeated
 from app.core.cache_curve import CacheCurve
 from app.core.cache_key import CacheKey
 from app.core.flights import Flight, Flights, Tell
@@ -22,6 +22,9 @@ from app.core.shared_answers import SharedAnswer, SharedAnswers
 from app.core.telling import Telling
 from app.stores.memory import Kept, MemoryStore
 from app.stores.protocol import Counter, SharedStore
+
+_REPEATED = 256
+"""Answers of which it is only noted how often they went out, until somebody asks for the counts."""
 
 Began = Callable[[], None]
 """What a run calls when nothing stands between it and the model any more: no limit, no budget, no queue."""
@@ -68,7 +71,8 @@ class CacheService:
         self.enabled = enabled
         self.ttl_s = ttl_s
         self.memory = memory
-        self.counts = CacheCounts()
+        self._counts = CacheCounts()
+        self._repeated: dict[bytes, Repeated] = {}
         self.curve = CacheCurve(max_bytes=memory.max_bytes, ttl_s=ttl_s)
         self.shared = None if tier is None else SharedAnswers(tier, jitter=jitter)
         self._generations = generations
@@ -137,8 +141,20 @@ class CacheService:
 
     def count_hit(self, agent: str, digest: bytes, size: int, saved: Answer) -> None:
         """Count an answer from memory. `size` is that of its entry, in bytes."""
-        self.counts.hit(agent, saved)
-        self.curve.record(digest, size)
+        repeated = self._repeated.get(digest)
+        if repeated is None or repeated.answer is not saved:
+            if repeated is not None or len(self._repeated) >= _REPEATED:
+                self._count_repeated()
+            repeated = self._repeated[digest] = Repeated(agent, saved)
+        repeated.times += 1
+        if digest < self.curve.first_unsampled:
+            self.curve.record(digest, size)
+
+    @property
+    def counts(self) -> CacheCounts:
+        """What happened so far in this worker."""
+        self._count_repeated()
+        return self._counts
 
     async def clear(self, agent: str | None = None) -> int:
         """Outdate every entry, or those of one agent, for everybody; gives how many this worker held.
@@ -157,7 +173,7 @@ class CacheService:
         """Remove expired entries and count that; gives how many they were."""
         started = perf_counter()
         removed = self.memory.remove_expired(self._generation)
-        self.counts.clean_up(removed, seconds=perf_counter() - started)
+        self._counts.clean_up(removed, seconds=perf_counter() - started)
         return removed
 
     @property
@@ -206,9 +222,9 @@ class CacheService:
                 if not joined:
                     return answer
                 if answer.cache == "HIT":
-                    self.counts.hit(key.agent, answer)
+                    self._counts.hit(key.agent, answer)
                     return answer
-                self.counts.share(key.agent, answer)
+                self._counts.share(key.agent, answer)
                 return replace(answer, cache="COALESCED", attempts=(), differs=())
 
             if state == "HIT":
@@ -230,7 +246,7 @@ class CacheService:
         """One run for all who are aboard: the shared store is asked first, then, once for all processes, the model."""
 
         async def ask() -> Answer:
-            self.counts.misses += 1
+            self._counts.misses += 1
             differs = self._recent.differs(key)
             answer = await run(tell, partial(flight.decide, "MISS"))
             return await self._keep(key, answer, generation, ttl_s, cache="MISS", differs=differs)
@@ -274,12 +290,12 @@ class CacheService:
 
         flight.decide("COALESCED")
         answer = await reception.follow(flight.tell, recall)
-        self.counts.share(key.agent, answer)
+        self._counts.share(key.agent, answer)
         return replace(answer, cache="COALESCED")
 
     def _hit(self, flight: Flight, key: CacheKey, found: SharedAnswer, generation: Generation) -> Answer:
         flight.decide("HIT")
-        self.counts.hit(key.agent, found.answer)
+        self._counts.hit(key.agent, found.answer)
         return self._bring_near(key, found, generation)
 
     def _bring_near(self, key: CacheKey, found: SharedAnswer, generation: Generation) -> Answer:
@@ -298,7 +314,8 @@ class CacheService:
         kept = kept_answer.read(held.value, key)
         if kept is None:
             return None
-        self.count_hit(key.agent, key.digest, len(held.value), kept.answer)
+        self._counts.hit(key.agent, kept.answer)
+        self.curve.record(key.digest, len(held.value))
         age_s, left_s = self.memory.age_s(held), self.memory.left_s(held)
         return replace(kept.answer, age_s=age_s, ttl_s=left_s, kept_as=key.digest)
 
@@ -320,12 +337,17 @@ class CacheService:
         value = kept_answer.write(key, answer, generation=generation, life_s=life_s)
         if not self.memory.put(key.digest, value, ttl_s=life_s, generation=generation, tag=key.agent):
             return replace(answer, cache=cache, differs=differs)
-        self.counts.stores += 1
+        self._counts.stores += 1
         self.curve.record(key.digest, len(value))
         self._recent.add(key)
         if self.shared is not None:
             await self.shared.put(key.digest, value, ttl_s=life_s)
         return replace(answer, cache=cache, differs=differs, ttl_s=life_s, kept_as=key.digest)
+
+    def _count_repeated(self) -> None:
+        repeated, self._repeated = self._repeated, {}
+        for one in repeated.values():
+            self._counts.hit(one.agent, one.answer, one.times)
 
     def _generation(self, agent: str) -> Generation | None:
         """What is current: for all agents, and for this one. `None` while it cannot be known."""

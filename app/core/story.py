@@ -20,6 +20,9 @@ Answered = tuple[str, str, CacheState, tuple[str, ...], float, float | None]
 """The run's id, the model that answered, how the cache took part, what differed, age and time to live in seconds."""
 
 _WATCHING = " /api/v1/performance/"
+_SLOW_HIT_S = 0.001
+"""An answer from memory that took longer keeps its story, however many there are. It is the first bound of the buckets
+of which each has an example."""
 _SLOWEST = 20
 _SLOWEST_FOR_S = 3600.0
 _MAX_STEPS = 40
@@ -145,7 +148,7 @@ class Stories:
     """The last stories of this worker and the slowest of the last hour.
 
     Of remarkable requests the last `size` are kept, of all others the last `plain_size`: more of those would push
-    out what is worth a look, and their memory, always another, cost a hit more than all else that is recorded.
+    out what is worth a look. Of answers from memory only as many have one as can be shown to other workers.
     """
 
     def __init__(self, *, size: int = 512, plain_size: int = 48, clock: Callable[[], float] = time) -> None:
@@ -157,6 +160,8 @@ class Stories:
         self._slowest: list[tuple[float, float, int, Ended]] = []
         self._numbers = count()
         """Of two that took as long at the same moment, one has to come first."""
+        self.hit_bar_s = -1.0
+        """An answer from memory that took no longer need not be told of: there is no room, and it was quick."""
 
     def add(self, requests: Iterable[Ended]) -> None:
         """Keep the stories that these `requests` have, in the order in which they ended."""
@@ -176,6 +181,8 @@ class Stories:
                 bar_s = self._bar_s()
         self._plain.extend(plain)
         self._plain_unshown.extend(plain)
+        if len(self._plain_unshown) == self._plain_unshown.maxlen:
+            self.hit_bar_s = min(bar_s, _SLOW_HIT_S)
 
     def find(self, request_id: str) -> Told | None:
         """The last story of this request, if it is still known here."""
@@ -195,6 +202,7 @@ class Stories:
         fresh = sorted((*self._unshown, *self._plain_unshown), key=_answered_at)
         self._unshown.clear()
         self._plain_unshown.clear()
+        self.hit_bar_s = -1.0
         return [Told.of(ended) for ended in fresh]
 
     def _bar_s(self) -> float:

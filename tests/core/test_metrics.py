@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic_core import from_json, to_json
 
 from app.core.metrics import BOUNDS_S, OTHER, Histogram, Metrics, Snapshot, merge
-from app.core.story import Story
+from app.core.run import Answer, Usage
+from app.core.story import Hit, Story
 
 
 def _true_percentile(values: list[float], q: float) -> float:
@@ -153,3 +154,28 @@ def test_a_reader_finds_every_request_whenever_it_reads(
             last = f"number {len(told) - 1}"
             assert metrics.stories.find(last) is not None
             assert last in {name for places in metrics.examples().values() for name, _, _ in places.values()}
+
+
+def test_answers_from_memory_are_all_counted_and_the_slow_ones_told_of() -> None:
+    answer = Answer(id="r", output="", agent="default", model="m", usage=Usage(), cost_usd=None, model_s=0.1, cache="HIT")
+    hit: Hit = ("alice", answer, 1.0, 3600.0)
+    metrics = Metrics()
+    seconds = [0.0001 * (1 + number % 7) for number in range(999)]
+    for number, took in enumerate(seconds):
+        metrics.record_hit("POST /ask", took, f"quick {number}", 1.0, hit)
+    metrics.record_hit("POST /ask", 0.02, "slow", 1.0, hit)
+    metrics.record_hit("POST /ask", 0.0, "no time", 1.0, hit)
+    counted = metrics.snapshot()
+    assert counted.count("requests", route="POST /ask", status="2xx") == 1001
+    for family in ("response_seconds", "overhead_seconds"):
+        measured = counted.distribution(family)
+        assert measured.count == 1001
+        assert measured.total == pytest.approx(sum(seconds) + 0.02)
+        assert measured.largest == 0.02
+        assert measured.percentile(0.5) == pytest.approx(_true_percentile(seconds, 0.5), rel=0.01)
+    stories = metrics.stories
+    assert stories.find("slow") is not None
+    told = [number for number in range(999) if stories.find(f"quick {number}") is not None]
+    assert 0 < len(told) <= 48
+    assert max(told) < 500, "what came when there was no room any more was only counted"
+    assert [place for place, (name, _, _) in metrics.examples()["POST /ask"].items() if name == "slow"] == [4]
