@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import tracing
 from app.api.admission import Admission
+from app.api.header_lines import headers_in
 from app.api.known_questions import PATH, ROUTE, KnownQuestions
-from app.api.limits import limit_headers
+from app.api.limits import limit_lines
 from app.api.problems import internal_error, problem
 from app.api.visit import Visit, begin_visit, open_visit
 from app.core.metrics import Metrics
@@ -120,8 +121,7 @@ class FrontDoor:
         if _access.isEnabledFor(logging.INFO):
             with _as_request(visit.request_id):
                 _access.info("POST %s 200 %.1f ms", PATH, visit.elapsed_ms)
-        own = b"".join([b"%b: %b\r\n" % header for header in (*answer.headers, *_headers_of(visit))])
-        return b"%b%b\r\n%b" % (own, _LINES_ON_EVERY_API_ANSWER, answer.body)
+        return b"%b%b%b\r\n%b" % (answer.lines, _lines_of(visit), _LINES_ON_EVERY_API_ANSWER, answer.body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event, as ASGI asks."""
@@ -193,7 +193,7 @@ class FrontDoor:
         if answer is None:
             visit.route = None
             return False
-        await reply.send_whole(answer.headers, answer.body)
+        await reply.send_whole(headers_in(answer.lines), answer.body)
         return True
 
     def _count(self, name: str, visit: Visit, status: int) -> None:
@@ -221,12 +221,11 @@ def _route_of(scope: Scope) -> str:
     return f"{method} {route.path}" if route is not None else "unmatched"
 
 
-def _headers_of(visit: Visit) -> _Headers:
+def _lines_of(visit: Visit) -> bytes:
     """What the response to a known question says of this visit."""
-    headers = [] if visit.allowance is None else limit_headers(visit.allowance)
-    headers.append((b"x-request-id", visit.request_id.encode("ascii")))
-    headers.append((b"server-timing", b"total;dur=%.2f" % visit.elapsed_ms))
-    return headers
+    limits = b"" if visit.allowance is None else limit_lines(visit.allowance)
+    name = visit.request_id.encode("ascii")
+    return b"%bx-request-id: %b\r\nserver-timing: total;dur=%.2f\r\n" % (limits, name, visit.elapsed_ms)
 
 
 @contextmanager
@@ -259,7 +258,7 @@ class _Reply:
             if b"content-security-policy" not in names:
                 headers.append(_API_POLICY)
             if self._visit.allowance is not None:
-                headers += limit_headers(self._visit.allowance)
+                headers += headers_in(limit_lines(self._visit.allowance))
             headers.append((b"x-request-id", self._visit.request_id.encode("ascii")))
             headers.append((b"server-timing", self._visit.server_timing().encode("ascii")))
             # What is left of the body is not waited for: this is the last answer on the connection.
@@ -277,7 +276,7 @@ class _Reply:
     async def send_whole(self, headers: _Headers, body: bytes) -> None:
         """Send a successful response that is complete."""
         self.status = 200
-        headers += _headers_of(self._visit)
+        headers += headers_in(_lines_of(self._visit))
         headers += _ON_EVERY_API_ANSWER
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})

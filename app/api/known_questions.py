@@ -19,8 +19,6 @@ from app.core.run import Answer, Caller
 if TYPE_CHECKING:
     from app.runtime import Runtime
 
-Headers = list[tuple[bytes, bytes]]
-
 PATH = "/api/v1/agent/prompt"
 ROUTE = f"POST {PATH}"
 
@@ -31,12 +29,18 @@ _TAKES_THE_LONG_WAY = frozenset(
 _JSON = (b"application/json", b"application/json; charset=utf-8")
 _COMPRESSED_FROM = 1024
 
+_LINES = (
+    b"content-type: application/json\r\nx-cache: HIT\r\ncache-status: mnemosine; hit; ttl=%d\r\nage: %d\r\n"
+    b"%bcontent-length: %d\r\n"
+)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class ShortAnswer:
-    """A whole response."""
+    """A whole response, but for what is said of the visit and what every response says."""
 
-    headers: Headers
+    lines: bytes
+    """The lines of its headers, each with its end."""
     body: bytes
 
 
@@ -179,26 +183,20 @@ class KnownQuestions:
         before = b'{"id":"%b",' % new_id().encode()
         reply = reply_of(kept.value)
         after = b',"processing_time_ms":%.3f}' % visit.elapsed_ms
-        sent: Headers = [
-            (b"content-type", b"application/json"),
-            (b"x-cache", b"HIT"),
-            (b"cache-status", b"mnemosine; hit; ttl=%d" % left_s),
-            (b"age", b"%d" % age_s),
-        ]
+        encoding = b""
         packed = False
         if self._compress and len(before) + len(reply) + len(after) >= _COMPRESSED_FROM:
-            sent.append((b"vary", b"Accept-Encoding"))
+            encoding = b"vary: Accept-Encoding\r\n"
             packed = b"gzip" in headers.get(b"accept-encoding", b"")
         if packed:
             compressed = kept.made or compress_part(reply)
             if not kept.made:
                 runtime.cache.keep_beside(known.digest, kept, compressed)
             body = gzip_around(before, reply, compressed, after)
-            sent.append((b"content-encoding", b"gzip"))
+            encoding += b"content-encoding: gzip\r\n"
         else:
             body = before + reply + after
-        sent.append((b"content-length", b"%d" % len(body)))
-        return ShortAnswer(sent, body)
+        return ShortAnswer(_LINES % (left_s, age_s, encoding, len(body)), body)
 
 
 def _credential(headers: dict[bytes, bytes]) -> str | None:

@@ -1,4 +1,4 @@
-"""Rate limits at the door: a request counted, and what is left of its limits as headers."""
+"""Rate limits at the door: a request counted, and what is left of its limits as lines of headers."""
 
 from math import ceil
 
@@ -15,22 +15,25 @@ async def admit(limiter: RateLimiter, visit: Visit, caller: Caller, group: Group
         raise allowance.refusal()
 
 
-def limit_headers(allowance: Allowance) -> list[tuple[bytes, bytes]]:
+def limit_lines(allowance: Allowance) -> bytes:
     """`x-ratelimit-…` in OpenAI's words: limit, remaining, and the time until the limit is as if never used."""
-    headers: list[tuple[bytes, bytes]] = []
+    lines = b""
     if allowance.requests is not None:
-        headers += _headers(b"requests", allowance.requests)
+        lines += _lines(b"requests", allowance.requests)
     if allowance.tokens is not None:
-        headers += _headers(b"tokens", allowance.tokens)
-    return headers
+        lines += _lines(b"tokens", allowance.tokens)
+    return lines
 
 
-def _headers(what: bytes, meter: Meter) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"x-ratelimit-limit-" + what, b"%d" % meter.limit),
-        (b"x-ratelimit-remaining-" + what, b"%d" % meter.remaining),
-        (b"x-ratelimit-reset-" + what, _span(meter.reset_s)),
-    ]
+def _lines(what: bytes, meter: Meter) -> bytes:
+    return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n" % (
+        what,
+        meter.limit,
+        what,
+        meter.remaining,
+        what,
+        _span(meter.reset_s),
+    )
 
 
 def _span(seconds: float) -> bytes:

@@ -46,7 +46,7 @@ class _Bulk:
     taken: Verdict
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for each hit, and that would cost three times as much
 class Meter:
     """What a limit is, what is left of it, and how many seconds it takes until it is as if never used."""
 

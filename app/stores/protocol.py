@@ -12,7 +12,7 @@ PIECES_AT_ONCE = 64
 """Of a log, as `SharedStore.read_on` gives them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for each hit, and that would cost three times as much
 class Verdict:
     """What a meter says of one `take`."""
 

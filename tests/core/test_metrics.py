@@ -157,7 +157,9 @@ def test_a_reader_finds_every_request_whenever_it_reads(
 
 
 def test_answers_from_memory_are_all_counted_and_the_slow_ones_told_of() -> None:
-    answer = Answer(id="r", output="", agent="default", model="m", usage=Usage(), cost_usd=None, model_s=0.1, cache="HIT")
+    answer = Answer(
+        id="r", output="", agent="default", model="m", usage=Usage(), cost_usd=None, model_s=0.1, cache="HIT"
+    )
     hit: Hit = ("alice", answer, 1.0, 3600.0)
     metrics = Metrics()
     seconds = [0.0001 * (1 + number % 7) for number in range(999)]
