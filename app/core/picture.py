@@ -60,9 +60,16 @@ class Picture:
     windows: dict[Window, tuple[Snapshot, float]]
     """What came in each window, and how many seconds it really was."""
     started_at: float
+    at: float
+    """When it was taken, by the clock that `started_at` goes by."""
     replicas: int = 1
     reach: Literal["machine", "replicas", "store away"] = "machine"
     """How far it was asked: with a store that is away, other replicas are not in it."""
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since the start, whatever was done to the wall clock."""
+        return self.at - self.started_at
 
     def level(self, name: str) -> float:
         """A level, summed over all workers."""
@@ -99,6 +106,7 @@ class Picture:
             self.total.plus(other.total),
             windows,
             min(self.started_at, other.started_at),
+            self.at,
             self.replicas + other.replicas,
             self.reach,
         )
@@ -110,7 +118,7 @@ class Picture:
             for window, (counted, seconds) in self.windows.items()
         }
         started_at = min(self.started_at, started_at)
-        return Picture(self.workers, self.total.plus(total), windows, started_at, self.replicas, self.reach)
+        return Picture(self.workers, self.total.plus(total), windows, started_at, self.at, self.replicas, self.reach)
 
     def plain(self) -> dict[str, Any]:
         """Plain data that `of_plain` reads."""
@@ -121,6 +129,7 @@ class Picture:
             "total": self.total.plain(),
             "windows": {name: [counted.plain(), seconds] for name, (counted, seconds) in self.windows.items()},
             "started_at": self.started_at,
+            "at": self.at,
         }
 
     @classmethod
@@ -134,6 +143,7 @@ class Picture:
             Snapshot.of_plain(read["total"]),
             {name: (Snapshot.of_plain(counted), seconds) for name, (counted, seconds) in read["windows"].items()},
             read["started_at"],
+            read["at"],
         )
 
 

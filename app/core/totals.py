@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
 from app.core.metrics import WINDOWS_S, Metrics, Snapshot, Window, merge
@@ -70,7 +70,6 @@ class Totals:
         on_death: Callable[[list[str]], None] | None = None,
         every_s: float = 0.5,
         fresh_s: float = 0.5,
-        clock: Callable[[], float] = time,
     ) -> None:
         self.vitals: Vitals | None = None
         self.scoreboard = scoreboard
@@ -81,12 +80,13 @@ class Totals:
         self._shared = store if store is not None and store.kind == "redis" else None
         self._replicas: Replicas | None = None
         if self._shared is not None:
-            self._replicas = Replicas(self._shared, machine=scoreboard.machine, run=scoreboard.run, clock=clock)
+            self._replicas = Replicas(
+                self._shared, machine=scoreboard.machine, run=scoreboard.run, clock=scoreboard.now
+            )
         self._every_s = every_s
         self._fresh_s = fresh_s
         self._on_death = on_death
-        self._clock = clock
-        self._born = clock()
+        self._born = scoreboard.now()
         self._vitals_at = -_VITALS_EVERY_S
         self._heard: _Heard | None = None
         self._hearing = asyncio.Lock()
@@ -185,18 +185,20 @@ class Totals:
             levels["process_open_files"] = self.vitals.open_files
         pid = os.getpid()
         slowest = [told.plain(pid) for told in self._metrics.stories.slowest()]
-        return Report(pid, self._clock() - self._born, counted, levels, parts, self._metrics.examples(), slowest)
+        return Report(
+            pid, self.scoreboard.now() - self._born, counted, levels, parts, self._metrics.examples(), slowest
+        )
 
     def _machine(self, heard: _Heard) -> Picture:
         own = self._own()
         total = merge([heard.past, *(report.counted for report in heard.live), own.counted])
-        now, started_at = self._clock(), self.scoreboard.started_at
+        now, started_at = self.scoreboard.now(), self.scoreboard.started_at
         windows: dict[Window, tuple[Snapshot, float]] = {}
         for window in WINDOWS_S:
             counted, since = heard.baselines.get(window, ({}, started_at))
             before = counted.get(self.scoreboard.machine, _NOTHING)
             windows[window] = (total.minus(before), max(1e-9, now - since))
-        return Picture([own, *heard.live], total, windows, started_at)
+        return Picture([own, *heard.live], total, windows, started_at, now)
 
     async def _say_last(self) -> None:
         """Leave what this machine has counted to the other replicas.
@@ -247,7 +249,7 @@ class Totals:
         live = [
             Report.decode(said) for member, said in sorted(reports.live.items()) if member != self.scoreboard.member
         ]
-        now = self._clock()
+        now = self.scoreboard.now()
         baselines: dict[Window, tuple[dict[str, Snapshot], float]] = {}
         for window, seconds in WINDOWS_S.items():
             moment = self.scoreboard.last_before(now - seconds)

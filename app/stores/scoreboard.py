@@ -18,6 +18,7 @@ from uuid import uuid4
 from zlib import crc32
 
 from app.stores.opening import alone
+from app.stores.slots import boot_clock
 
 Merge = Callable[[Iterable[bytes]], bytes]
 """How reports add up to one."""
@@ -45,7 +46,7 @@ class Reports:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What was noted down at one time (seconds since 1970) of one run of the server."""
+    """What was noted down at one time (by `Scoreboard.now`) of one run of the server."""
 
     at: float
     run: str
@@ -61,7 +62,8 @@ class Scoreboard:
 
     A *run* is the server from its start to its end. It goes on while one of its workers lives, and when a new one
     comes from the same `founder` (a token that the supervising process made before it forked); else a new run
-    begins and everything counts from zero. Moments outlive runs, since charts do.
+    begins and everything counts from zero. Moments outlive runs, since charts do. All workers of a run go by one clock,
+    `now()`: the wall clock as it stood when the run began, which nobody sets afterwards.
 
     Every method may block for milliseconds: call them in a thread. Raises `OSError` or `sqlite3.Error`.
     """
@@ -74,6 +76,7 @@ class Scoreboard:
         merge: Merge,
         member: str | None = None,
         clock: Callable[[], float] = time.time,
+        boot: Callable[[], float] = boot_clock,
         max_moments: int = 2000,
     ) -> None:
         """Take a place in `folder`, which is made where it is missing (mode 0700), under a name used once."""
@@ -82,6 +85,7 @@ class Scoreboard:
         self._folder = folder
         self._merge = merge
         self._clock = clock
+        self._boot = boot
         self._max_moments = max_moments
         self._written = 0
         self._lock = threading.Lock()
@@ -99,6 +103,10 @@ class Scoreboard:
         except BaseException:
             self._close_files()
             raise
+
+    def now(self) -> float:
+        """Seconds since 1970, as they would be had the clock not been set since the run began."""
+        return self.started_at + self._boot() - self._started_boot
 
     def say(self, report: bytes) -> None:
         """Replace this worker's report."""
@@ -162,10 +170,10 @@ class Scoreboard:
 
     def take_turn(self, name: str, *, every_s: float) -> bool:
         """Whether it is this worker who does what one of them has to do every `every_s` seconds."""
-        now = self._clock()
+        now = self.now()
         with self._lock:
             last = self._fact(f"turn-{name}")
-            # A clock that was set back must not stop everything until it has caught up.
+            # The run before may have gone by a clock that was ahead.
             if last is not None and 0 <= now - last < every_s:
                 return False
             with self._transaction():
@@ -180,7 +188,7 @@ class Scoreboard:
 
         The last five minutes stay in full, what is older in steps of a minute, after an hour of five; a day in all.
         """
-        now = self._clock()
+        now = self.now()
         with self._lock, self._transaction():
             self._database.execute("DELETE FROM moments WHERE at > ?", (now,))
             self._database.execute("INSERT OR REPLACE INTO moments VALUES (?, ?, ?)", (now, self.run, body))
@@ -232,6 +240,7 @@ class Scoreboard:
             self._set_fact("run", run)
             self._set_fact("founder", founder)
             self._set_fact("started_at", self._clock())
+            self._set_fact("started_boot", self._boot())
             self._set_fact("past", None)
             # They belong to the run before; if their files outlive this process they must not be merged later.
             self._database.executemany("INSERT OR IGNORE INTO folded VALUES (?)", [(path.stem,) for path in dead])
@@ -241,6 +250,7 @@ class Scoreboard:
         self.machine: str = self._fact("machine") or uuid4().hex
         self._set_fact("machine", self.machine)
         self.started_at: float = self._fact("started_at")
+        self._started_boot: float = self._fact("started_boot")
         # Made and locked before the transaction ends: an unlocked file is a dead worker's.
         self._file = os.open(self._path(self.member), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)

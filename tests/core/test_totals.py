@@ -60,13 +60,12 @@ class Worker:
         self.metrics = Metrics(clock=clock)
         self.totals = Totals(
             self.metrics,
-            Scoreboard(folder / "numbers", founder="tests", merge=fold, clock=clock),
+            Scoreboard(folder / "numbers", founder="tests", merge=fold, clock=clock, boot=clock),
             parts={name: lambda part=part: part for name, part in parts.items()},
             levels=lambda: {"requests_in_flight": self.metrics.in_flight},
             data_dir=folder,
             store=store,
             fresh_s=0.0,
-            clock=clock,
         )
 
     def serve(self, *elapsed_s: float, route: str = "GET /x") -> None:

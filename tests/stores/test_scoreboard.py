@@ -36,8 +36,10 @@ def die(board: Scoreboard) -> None:
 
 @pytest.fixture
 def enter(tmp_path: Path) -> Callable[..., Scoreboard]:
-    def enter(founder: str = "parent", clock: Callable[[], float] = time.time) -> Scoreboard:
-        return Scoreboard(tmp_path / "numbers", founder=founder, merge=add, clock=clock)
+    def enter(
+        founder: str = "parent", clock: Callable[[], float] = time.time, boot: Callable[[], float] | None = None
+    ) -> Scoreboard:
+        return Scoreboard(tmp_path / "numbers", founder=founder, merge=add, clock=clock, boot=boot or clock)
 
     return enter
 
@@ -153,8 +155,33 @@ def test_one_of_all_has_the_turn(enter: Callable[..., Scoreboard]) -> None:
         clock.now += 2
         assert not any(board.take_turn("note", every_s=5) for board in boards)
         clock.now += 3
-    clock.now -= 3600  # somebody set the clock back
-    assert boards[0].take_turn("note", every_s=5)
+
+
+def test_a_clock_that_is_set_moves_nothing(enter: Callable[..., Scoreboard]) -> None:
+    wall, boot = Clock(), Clock()
+    board = enter(clock=wall, boot=boot)
+    assert board.take_turn("note", every_s=5)
+    board.note(b"before")
+    began = board.now()
+    for shift in (3600, -7200, 1e9):
+        wall.now += shift
+        boot.now += 1
+        assert not board.take_turn("note", every_s=5)
+    assert board.now() == began + 3
+    boot.now += 3
+    assert board.take_turn("note", every_s=5)
+    assert board.last_before(board.now() - 5) is not None
+    colleague = enter(clock=wall, boot=boot)
+    assert colleague.now() == board.now(), "who comes later goes by the same"
+
+
+def test_a_run_that_follows_one_whose_clock_was_ahead_has_its_turns(enter: Callable[..., Scoreboard]) -> None:
+    clock = Clock()
+    board = enter("first", clock=clock)
+    assert board.take_turn("note", every_s=5)
+    board.close()
+    clock.now -= 3600
+    assert enter("second", clock=clock).take_turn("note", every_s=5)
 
 
 def test_moments_thin_out_and_end(enter: Callable[..., Scoreboard]) -> None:

@@ -45,7 +45,7 @@ async def history(caller: CurrentCaller, runtime: RuntimeDep, range: Range = "5m
     reach_s, fresh_s = _RANGES_S[range]
     known = _known.setdefault(runtime.totals, {})
     if range not in known or monotonic() - known[range][0] > fresh_s:
-        reply = await asyncio.to_thread(_read, runtime.totals, range, time() - reach_s)
+        reply = await asyncio.to_thread(_read, runtime.totals, range, reach_s)
         known[range] = (monotonic(), reply)
     return known[range][1]
 
@@ -53,7 +53,13 @@ async def history(caller: CurrentCaller, runtime: RuntimeDep, range: Range = "5m
 _known: WeakKeyDictionary[Totals, dict[Range, tuple[float, HistoryReply]]] = WeakKeyDictionary()
 
 
-def _read(totals: Totals, range: Range, since: float) -> HistoryReply:  # noqa: A002
+def _read(totals: Totals, range: Range, reach_s: float) -> HistoryReply:  # noqa: A002
+    scoreboard = totals.scoreboard
+    since = scoreboard.now() - reach_s
     # One stretch more, so that the first point in reach has a moment before it.
-    found = [asdict(point) for point in points(totals.scoreboard.moments(since - 330)) if point.at >= since]
-    return HistoryReply(range=range, columns={name: [each[name] for each in found] for name in POINT_NAMES})
+    found = [asdict(point) for point in points(scoreboard.moments(since - 330)) if point.at >= since]
+    columns = {name: [each[name] for each in found] for name in POINT_NAMES}
+    # Should the wall clock have been set since the start, then what it says now is what whoever looks goes by.
+    set_by_s = time() - scoreboard.now()
+    columns["at"] = [at + set_by_s for at in columns["at"]]
+    return HistoryReply(range=range, columns=columns)

@@ -1,7 +1,6 @@
 """What the server measured: the whole picture, of all workers and replicas."""
 
 from datetime import UTC, datetime
-from time import time
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -257,7 +256,7 @@ async def metrics(caller: CurrentCaller, runtime: RuntimeDep) -> MetricsReply:
     return MetricsReply(
         scope=ScopeReply(workers=len(picture.workers), replicas=picture.replicas),
         reach=picture.reach,
-        uptime_seconds=round(time() - picture.started_at, 3),
+        uptime_seconds=round(picture.uptime_s, 3),
         started_at=datetime.fromtimestamp(picture.started_at, UTC),
         system=_system(vitals),
         process=ProcessReply(

@@ -1,7 +1,5 @@
 """`GET /metrics`: the numbers of the performance API for Prometheus."""
 
-from time import time
-
 from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import RuntimeDep
@@ -35,7 +33,7 @@ def _gauges(picture: Picture, vitals: Vitals | None) -> dict[str, float]:
     gauges: dict[str, float] = {
         "workers": len(picture.workers),
         "replicas": picture.replicas,
-        "uptime_seconds": time() - picture.started_at,
+        "uptime_seconds": picture.uptime_s,
         **{name: picture.level(name) for name in LEVELS},
         **{f"agent_pool_{name}": pool.get(name, 0) for name in ("capacity", "size", "in_use")},
         "slots_in_use": sum(slot["in_use"] for slot in pool.get("slots", ())),
